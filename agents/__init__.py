@@ -1,0 +1,1 @@
+"""Who drives, how drivers are scored; the command line."""

@@ -1,0 +1,1 @@
+"""Weights, vocabularies and demo scenes that the package ships."""

@@ -1,0 +1,1 @@
+"""A scene becomes pictures that a person looks at."""

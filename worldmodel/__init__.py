@@ -1,0 +1,1 @@
+"""What the world is and how it moves; knows no policy, no reward, no window."""
