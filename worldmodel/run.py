@@ -1,0 +1,176 @@
+"""Run folders: what a command was asked, with which seed and versions, what it measured, and how it ended.
+
+A run folder holds `run.json` (one record of the whole run), `metrics.jsonl` (one line a logged step, append-only) and whatever the
+command itself writes. A short command (a rollout, an import) works in `<folder>.partial`, which takes its final name only when
+everything is written; a long one (training) works in the final folder and can be resumed after a kill.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+RECORDED_PACKAGES = ("worldloop", "torch", "numpy", "gymnasium", "safetensors")
+
+
+@dataclass
+class Run:
+    """One run folder that is open for writing.
+
+    Attributes:
+        folder: where to write; of a short run the temporary folder.
+        record: what `run.json` holds: command, arguments, seed, versions, machine, started, status, seconds, results.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    _clock: float = field(default_factory=time.monotonic)
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Append one line `{"step": step, ...}` to `metrics.jsonl`."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write the results and the seconds taken into `run.json` and mark the run as finished."""
+        self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._clock, 3)
+        self.record |= {"status": "finished", "results": dict(results)}
+        write_json(self.folder / "run.json", self.record)
+
+
+def start_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: int) -> Run:
+    """Create a run folder with its `run.json` (status "running").
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+    """
+    require_free(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, _record(command, arguments, seed))
+    write_json(folder / "run.json", run.record)
+    return run
+
+
+def resume_run(folder: Path, step: int) -> Run:
+    """Open the folder of a killed run again at `step`; lines of `metrics.jsonl` that lie after it or are torn are dropped.
+
+    Raises:
+        FileNotFoundError: there is no `run.json` in the folder.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
+    record = json.loads(path.read_text()) | {"status": "running"}
+    lines = [row for row in read_metrics(folder) if row["step"] <= step]
+    if lines:
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in lines))
+    else:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    write_json(path, record)
+    return Run(folder, record)
+
+
+@contextmanager
+def whole_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: int) -> Iterator[Run]:
+    """Open a run that appears under `folder` only when the block has ended well; after an error nothing is left.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty.
+    """
+    require_free(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)  # left by a kill
+    try:
+        run = start_run(partial, command, arguments, seed)
+        yield run
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+        run.folder = folder
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_free(folder: Path) -> None:
+    """Raise FileExistsError if `folder` is a file or holds anything."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: exists already and is never written over: name another place or remove it")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of `metrics.jsonl` in order; a last line that a kill has torn is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """Return a generator for one purpose of a run; generators of different purposes are independent of each other.
+
+    Args:
+        seed: any non-negative integer.
+        purpose: what the numbers are for, such as "scenes"; part of the seed, so it must not change between releases.
+
+    Raises:
+        ValueError: the seed is negative.
+    """
+    import torch  # 2 s that `worldloop --help` shall not pay
+
+    if seed < 0:
+        raise ValueError(f"seed: found {seed}, wanted a number >= 0")
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that it is there whole or not at all; paths become text, NaN is an error."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows that share their keys as CSV; None becomes an empty cell."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def _record(command: str, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        "command": command,
+        "arguments": dict(arguments),
+        "seed": seed,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "status": "running",
+        "seconds": 0.0,
+        "results": None,
+    }
