@@ -4,8 +4,8 @@ A world is a pure function from a `State` and the ego's motion to the next `Stat
 randomness included (a key for every scene, see `random_keys`), so a state can be sliced, repeated, saved and restored, and the
 rows of a batch behave exactly as they would alone.
 
-`LearnedWorld` predicts the others with the behaviour model, `ReplayWorld` lets them follow the log; `SumoWorld`, in `sumo.py`,
-asks SUMO.
+`LearnedWorld` predicts the others with the behaviour model, `ReplayWorld` lets them follow the log, `ConstantVelocityWorld` lets
+them go straight on; `SumoWorld`, in `sumo.py`, asks SUMO.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
@@ -21,18 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .scene import HISTORY_STEPS, LAYOUT, AgentKind, Scene, TensorBatch
+from .behavior import Agents, BehaviorModel, Cache, MapMemory, sample_tokens
+from .dynamics import Motion
+from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Motion(TensorBatch):
-    """Where a body is and how it moves: position (..., 3) metres, heading (...) radians, velocity (..., 2) metres per second."""
-
-    position: Tensor
-    heading: Tensor
-    velocity: Tensor
 
 
 @dataclass(frozen=True)
@@ -171,12 +165,153 @@ class ReplayWorld:
             heading=scene.heading.gather(2, at)[..., 0],
             velocity=vector(scene.velocity),
             valid=valid,
-            simulated=valid.index_put((scene.ego_row(), scene.ego), torch.zeros(len(state), dtype=torch.bool))
-            & (scene.kind != AgentKind.OBJECT),
+            simulated=movable(replace(state, valid=valid)),
             signal_state=signal_state,
             signal_valid=signal_valid,
         )
         return place_ego(following, ego)
+
+
+class ConstantVelocityWorld:
+    """Others go on with the velocity and heading of the present: the reference that a learned world has to beat."""
+
+    def horizon(self, scenes: Scene) -> None:
+        """No end."""
+
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`."""
+        return logged_state(scenes, key)
+
+    def step(self, state: State, ego: Motion) -> State:
+        """See `World.step`."""
+        moving = movable(state)
+        ahead = torch.nn.functional.pad(state.velocity * TIME_STEP, (0, 1))
+        return _after_step(state, ego, torch.where(moving[..., None], state.position + ahead, state.position), state.heading)
+
+
+class LearnedWorld:
+    """Others are predicted by the behaviour model, which sees what the ego has really done.
+
+    Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
+    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log
+    and hold their last state beyond its end.
+    """
+
+    def __init__(self, model: BehaviorModel, temperature: float = 1.0, top_p: float = 0.95):
+        if temperature <= 0 or not 0 < top_p <= 1:
+            raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
+        self.model, self.temperature, self.top_p = model.eval(), temperature, top_p
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str | None = None, temperature: float = 1.0, top_p: float = 0.95) -> LearnedWorld:
+        """Return the world of a model folder, or of the weights that the package ships.
+
+        Raises:
+            ValueError: the folder holds no model, or its parts do not belong together.
+        """
+        place = Path(str(files("worldloop.assets") / "behavior")) if folder is None else Path(folder)
+        return cls(BehaviorModel.from_pretrained(place), temperature, top_p)
+
+    def horizon(self, scenes: Scene) -> None:
+        """No end."""
+
+    @torch.no_grad()
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`. The logged second before the present enters the cache as decisions already made."""
+        state = logged_state(scenes, key)
+        ticks = self.model.config.decision_ticks
+        at = torch.arange(HISTORY_STEPS % ticks, HISTORY_STEPS, ticks)
+        pose = torch.cat((scenes.position[:, :, at, :2], scenes.heading[:, :, at, None]), dim=-1)
+        valid = scenes.valid[:, :, at]
+        before = torch.cat((pose[:, :, :1], pose[:, :, :-1]), dim=2)
+        known = valid & torch.cat((torch.zeros_like(valid[:, :, :1]), valid[:, :, :-1]), dim=2)
+        past = Agents(pose, before, known, scenes.velocity[:, :, at], valid, scenes.size, scenes.kind)
+        signals = (
+            scenes.signal_position[..., :2],
+            scenes.signal_heading,
+            scenes.signal_state[..., at],
+            scenes.signal_valid[..., at],
+        )
+        map_memory = self.model.encode_map(scenes)
+        _, cache = self.model.advance(past, signals, map_memory, self.model.empty_cache(scenes))
+        memory = {f"map_{name}": getattr(map_memory, name) for name in ("keys", "values", "centre", "reach")}
+        memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
+        memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
+        return replace(state, memory=memory)
+
+    @torch.no_grad()
+    def step(self, state: State, ego: Motion) -> State:
+        """See `World.step`."""
+        ticks = self.model.config.decision_ticks
+        due = (state.step % ticks == 0).nonzero()[:, 0]
+        if len(due) == len(state):
+            state = self._decide(state)
+        elif len(due):
+            state = state.put(due, self._decide(state.take(due)))
+        tick = (state.step % ticks)[:, None, None, None].expand(-1, state.position.shape[1], 1, 3)
+        planned = state.memory["plan"].gather(2, tick)[:, :, 0]
+        moving = movable(state)
+        place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
+        position = torch.where(moving[..., None], place, state.position)
+        return _after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+
+    def _decide(self, state: State) -> State:
+        """Return the state with a new plan for everyone, drawn from what has happened until now."""
+        memory, scene = state.memory, state.scene
+        pose = torch.cat((state.position[..., :2], state.heading[..., None]), dim=-1)
+        agents = Agents(
+            pose[:, :, None],
+            memory["anchor"][:, :, None],
+            (state.valid & memory["anchor_valid"])[:, :, None],
+            state.velocity[:, :, None],
+            state.valid[:, :, None],
+            scene.size,
+            scene.kind,
+        )
+        signals = (
+            scene.signal_position[..., :2],
+            scene.signal_heading,
+            state.signal_state[..., None],
+            state.signal_valid[..., None],
+        )
+        map_memory = MapMemory(
+            memory["map_keys"],
+            memory["map_values"],
+            scene.polyline[..., :2],
+            scene.polyline_valid,
+            memory["map_centre"],
+            memory["map_reach"],
+        )
+        cache = Cache(memory["cache_keys"], memory["cache_values"], memory["cache_pose"], memory["cache_valid"])
+        features, cache = self.model.advance(agents, signals, map_memory, cache)
+        scores = self.model.head(features[:, :, -1], scene.kind)
+        token = sample_tokens(scores, state.key, state.step, self.temperature, self.top_p)
+        decided = {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
+        decided |= {"anchor": pose, "anchor_valid": state.valid, "plan": self.model.vocabulary.decode(token, pose)}
+        return replace(state, memory=memory | decided)
+
+
+def movable(state: State) -> Tensor:
+    """Return which agents (B, A) a world has to move: valid, not the ego, not an `OBJECT`."""
+    everyone = state.valid & (state.scene.kind != AgentKind.OBJECT)
+    return everyone.index_put((state.scene.ego_row(), state.scene.ego), torch.tensor(False))
+
+
+def _after_step(state: State, ego: Motion, position: Tensor, heading: Tensor) -> State:
+    """Return the next state from where a world has moved everyone to; velocities follow from the movement."""
+    step = state.step + 1
+    signal_state, signal_valid = logged_signals(state.scene, step)
+    following = replace(
+        state,
+        step=step,
+        position=position,
+        heading=heading,
+        velocity=(position - state.position)[..., :2] / TIME_STEP,
+        simulated=movable(state),
+        signal_state=signal_state,
+        signal_valid=signal_valid,
+    )
+    return place_ego(following, ego)
 
 
 def save_state(state: State, path: Path) -> None:

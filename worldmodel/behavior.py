@@ -1,0 +1,501 @@
+"""The behaviour model: what every agent does next, given what everyone, the ego included, has done until now.
+
+A transformer over agents and time that predicts the next motion token of each agent (SMART, arXiv 2405.15677). Every decision
+attends, in turn, to the agent's own past, to the map and the signals, and to the other agents. Attention sees geometry only
+through the pose of what it looks at, relative to the one who looks, so the futures do not depend on the choice of origin.
+
+Choices that keep a decision cheap on a CPU:
+
+- A relative pose enters as a small vector f_ij that is added, linearly, to keys and values: k_ij = k_j + W f_ij. Then
+  q_i . k_ij = q_i . k_j + (W^T q_i) . f_ij and sum_j a_ij v_ij = sum_j a_ij v_j + W' (sum_j a_ij f_ij): no tensor of one key for
+  each pair is ever made, and f_ij serves all layers.
+- Only the nearest few are looked at. Scores against all are one matrix product; the few are picked from the scores, and the
+  weights are scattered back for the product with the values.
+- A map polyline is encoded once. Its relative pose is that of its *nearest point*, so an agent knows its offset in the lane
+  exactly. A signal is one of four keys, one for each state; where it stands is the business of f_ij.
+- The cache holds keys and values of the last few decisions. A chunk of N decisions and N single ones run through the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .geometry import polyline_direction, rotate, to_local, wrap_angle
+from .scene import TIME_STEP, AgentKind, PolylineKind, Scene, SignalState, TensorBatch
+from .tokens import MotionVocabulary
+
+SCALES = (1.0, 4.0, 16.0, 64.0)
+"""Metres at which a relative position is squashed: from the offset in a lane to the far end of the scene."""
+
+PAIR_INPUTS = 4 * len(SCALES) + 6
+
+
+@dataclass(frozen=True)
+class BehaviorConfig:
+    """What shapes the weights; saved with them as `config.json`.
+
+    Attributes:
+        vocabulary_size: tokens of all kinds together; vocabulary_checksum: `MotionVocabulary.checksum()` of the table used.
+        decision_ticks: ticks of 0.1 s between two decisions.
+        width: size of a hidden vector; heads: attention heads; layers: blocks; hidden: width of the feed-forward part.
+        pair_width: size of the relative-pose vector f_ij.
+        window: decisions that an agent remembers, the present one included.
+        map_neighbours, signal_neighbours, agent_neighbours: how many of each an agent looks at.
+    """
+
+    vocabulary_size: int
+    vocabulary_checksum: int
+    decision_ticks: int = 5
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    hidden: int = 256
+    pair_width: int = 32
+    window: int = 8
+    map_neighbours: int = 32
+    signal_neighbours: int = 4
+    agent_neighbours: int = 16
+
+
+@dataclass(frozen=True)
+class Agents(TensorBatch):
+    """N decisions of A agents as the model reads them.
+
+    Attributes:
+        pose: (B, A, N, 3) x, y, heading; before: (B, A, N, 3) the pose one interval earlier; known: (B, A, N) bool, whether there
+            is one (else `velocity` stands in).
+        velocity: (B, A, N, 2) in the scene's frame; valid: (B, A, N) bool; size: (B, A, 3); kind: (B, A).
+    """
+
+    pose: Tensor
+    before: Tensor
+    known: Tensor
+    velocity: Tensor
+    valid: Tensor
+    size: Tensor
+    kind: Tensor
+
+
+@dataclass(frozen=True)
+class MapMemory(TensorBatch):
+    """What the model knows of the map.
+
+    Attributes:
+        keys, values: (B, layers, L + 4, width) of the polylines, then of the four signal states.
+        points: (B, L, P, 2) with mask points_valid (B, L, P).
+        centre: (B, L, 2) a point in the middle of each polyline; reach: (B, L) metres from there to its farthest point.
+    """
+
+    keys: Tensor
+    values: Tensor
+    points: Tensor
+    points_valid: Tensor
+    centre: Tensor
+    reach: Tensor
+
+
+@dataclass(frozen=True)
+class Cache(TensorBatch):
+    """Keys and values (B, layers, A, window - 1, width) of past decisions, with their poses (B, A, window - 1, 3) and masks."""
+
+    keys: Tensor
+    values: Tensor
+    pose: Tensor
+    valid: Tensor
+
+
+def pair_inputs(offset: Tensor, heading: Tensor, reverse: Tensor, extra: Tensor) -> Tensor:
+    """Return the raw features (..., PAIR_INPUTS) of relative poses.
+
+    Args:
+        offset: (..., 2) metres to the other, in the frame of the one who looks.
+        heading: (...) heading of the other, relative.
+        reverse: (..., 2) metres from the other to the one who looks, in the frame of the other.
+        extra: (...) what else tells pairs apart (time between them, place along a polyline).
+    """
+    squashed = [torch.tanh(vector / scale) for scale in SCALES for vector in (offset, reverse)]
+    distance = (offset.square().sum(-1) + 1e-6).sqrt()
+    rest = (
+        heading.cos(),
+        heading.sin(),
+        torch.log1p(distance),
+        offset[..., 0] / (1 + distance),
+        offset[..., 1] / (1 + distance),
+        extra,
+    )
+    return torch.cat((*squashed, torch.stack(rest, dim=-1)), dim=-1)
+
+
+class RelativeAttention(nn.Module):
+    """Attention of queries to a chosen few of the keys, with the relative pose in keys and values (see the module's text)."""
+
+    def __init__(self, config: BehaviorConfig):
+        super().__init__()
+        self.heads, self.pair_width = config.heads, config.pair_width
+        self.norm = nn.LayerNorm(config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.pair_key = nn.Linear(config.pair_width, config.width, bias=False)
+        self.pair_value = nn.Linear(config.pair_width, config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, pair: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (R, Q, width) those who look.
+            keys: (R, K, width) what can be looked at.
+            values: (R, K, width).
+            pair: (R, Q, k, pair_width) relative poses of the chosen few.
+            index: (R, Q, k) int64, which keys are the few; repeats are allowed.
+            valid: (R, Q, k) bool. Who has nobody to look at gets zeros.
+
+        Returns:
+            (R, Q, width).
+        """
+        rows, queries, width = x.shape
+        heads, size = self.heads, width // self.heads
+        query = self.query(self.norm(x)).view(rows, queries, heads, size).transpose(1, 2)
+        split = lambda tensor: tensor.view(rows, -1, heads, size).transpose(1, 2)  # noqa: E731
+        few = index[:, None].expand(-1, heads, -1, -1)
+        scores = (query @ split(keys).transpose(-1, -2)).gather(-1, few)
+        weight_key = self.pair_key.weight.view(heads, size, self.pair_width)
+        weight_value = self.pair_value.weight.view(heads, size, self.pair_width)
+        towards = torch.einsum("rhqd,hdp->rqhp", query, weight_key)
+        scores = (scores + (towards @ pair.transpose(-1, -2)).transpose(1, 2)) / size**0.5
+        scores = scores.masked_fill(~valid[:, None], -torch.inf)
+        # A key that is always there, with score and value zero, keeps the softmax defined where nobody is near.
+        nobody = scores.new_zeros((rows, heads, queries, 1))
+        weights = torch.cat((scores, nobody), dim=-1).softmax(-1)[..., :-1]
+        spread = torch.zeros(rows, heads, queries, keys.shape[1], dtype=weights.dtype).scatter_add(-1, few, weights)
+        seen = (weights.transpose(1, 2) @ pair).transpose(1, 2)
+        result = spread @ split(values) + torch.einsum("rhqp,hdp->rhqd", seen, weight_value)
+        return self.out(result.transpose(1, 2).reshape(rows, queries, width))
+
+
+class Block(nn.Module):
+    """One layer: own past, map and signals, other agents, then a feed-forward part; each added to the residual stream."""
+
+    def __init__(self, config: BehaviorConfig):
+        super().__init__()
+        self.time_keys = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, 2 * config.width))
+        self.map_keys = nn.Linear(config.width, 2 * config.width)
+        self.agent_keys = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, 2 * config.width))
+        self.time, self.map, self.agents = RelativeAttention(config), RelativeAttention(config), RelativeAttention(config)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Linear(config.width, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
+        )
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Whom each decision looks at: indices, masks and relative-pose vectors, shared by all layers."""
+
+    time: tuple[Tensor, Tensor, Tensor]
+    map: tuple[Tensor, Tensor, Tensor]
+    agents: tuple[Tensor, Tensor, Tensor]
+
+
+class BehaviorModel(nn.Module):
+    """Next-motion-token transformer. `advance` takes decisions in, `head` gives scores over the vocabulary."""
+
+    def __init__(self, config: BehaviorConfig, vocabulary: MotionVocabulary):
+        super().__init__()
+        if (len(vocabulary), vocabulary.checksum()) != (config.vocabulary_size, config.vocabulary_checksum):
+            raise ValueError(
+                f"the vocabulary ({len(vocabulary)} tokens, checksum {vocabulary.checksum()}) does not fit the weights "
+                f"({config.vocabulary_size} tokens, checksum {config.vocabulary_checksum}): use the vocabulary.safetensors that "
+                "was saved with them"
+            )
+        if vocabulary.ticks != config.decision_ticks:
+            raise ValueError(
+                f"vocabulary of {vocabulary.ticks} ticks, but decisions every {config.decision_ticks}: they must agree"
+            )
+        self.config, self.vocabulary = config, vocabulary
+        width, pair = config.width, config.pair_width
+        self.agent_encoder = nn.Sequential(nn.Linear(8 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width))
+        self.point_encoder = nn.Sequential(nn.Linear(4 + len(PolylineKind) + 3, 64), nn.GELU(), nn.Linear(64, width))
+        self.polyline_encoder = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
+        self.signal_embedding = nn.Parameter(0.5 * torch.randn(len(SignalState), width))
+        self.pair_encoders = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(PAIR_INPUTS, pair), nn.GELU(), nn.Linear(pair, pair))
+                for name in ("time", "map", "signal", "agents")
+            }
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.head_norm = nn.LayerNorm(width)
+        self.head_linear = nn.Linear(width, config.vocabulary_size)
+
+    def encode_map(self, scene: Scene) -> MapMemory:
+        """Encode the polylines of B scenes once; a polyline is described in its own frame, so by its shape alone."""
+        points, valid = scene.polyline[..., :2], scene.polyline_valid
+        direction = polyline_direction(points, valid)
+        middle = (valid.sum(-1, keepdim=True) // 2).clamp(max=valid.shape[-1] - 1)
+        centre = points.gather(2, middle[..., None].expand(-1, -1, -1, 2))[:, :, 0]
+        heading = direction.gather(2, middle)[..., 0]
+        local = to_local(points, centre[:, :, None], heading[:, :, None])
+        turned = direction - heading[..., None]
+        limit = torch.stack((scene.speed_limit / 10, scene.speed_limit_valid.float()), dim=-1)
+        flat = torch.cat(
+            (functional.one_hot(scene.polyline_kind, len(PolylineKind)), scene.lane_width[..., None] / 4, limit), dim=-1
+        )
+        shape = torch.cat((local / 10, turned.cos()[..., None], turned.sin()[..., None]), dim=-1)
+        features = self.point_encoder(torch.cat((shape, flat[:, :, None].expand(-1, -1, points.shape[2], -1)), dim=-1))
+        pooled = features.masked_fill(~valid[..., None], -1e4).amax(2) if points.shape[1] else features.sum(2)
+        tokens = self.polyline_encoder(torch.where(valid[:, :, :1], pooled, 0.0))
+        tokens = torch.cat((tokens, self.signal_embedding.expand(len(scene), -1, -1)), dim=1)
+        keys, values = zip(*(block.map_keys(tokens).chunk(2, dim=-1) for block in self.blocks), strict=True)
+        exists = valid[..., 0]
+        reach = (
+            (points - centre[:, :, None]).norm(dim=-1).masked_fill(~valid, 0.0).amax(-1) if points.shape[1] else exists.float()
+        )
+        # Markings repeat what centrelines and widths say: look at them only where little else is near.
+        reach = reach - 10.0 * (scene.polyline_kind == PolylineKind.LANE_MARKING)
+        return MapMemory(
+            torch.stack(keys, 1), torch.stack(values, 1), points, valid, centre, torch.where(exists, reach, -torch.inf)
+        )
+
+    def empty_cache(self, scene: Scene) -> Cache:
+        """Return the cache of B scenes in which nothing has been decided yet."""
+        batch, agents, past = *scene.kind.shape, self.config.window - 1
+        hidden = torch.zeros(batch, self.config.layers, agents, past, self.config.width)
+        pose, valid = torch.zeros(batch, agents, past, 3), torch.zeros(batch, agents, past, dtype=torch.bool)
+        return Cache(hidden, hidden.clone(), pose, valid)
+
+    def advance(self, agents: Agents, signals: tuple[Tensor, ...], memory: MapMemory, cache: Cache) -> tuple[Tensor, Cache]:
+        """Take N further decisions in.
+
+        Args:
+            agents: the N decisions.
+            signals: position (B, S, 2), heading (B, S), state (B, S, N) and mask (B, S, N).
+            memory: from `encode_map`.
+            cache: of the decisions before.
+
+        Returns:
+            Features (B, A, N, width) for `head`, and the cache with these decisions in it. What is decided for n depends on the
+            decisions up to n alone, so N at once equal N calls of one.
+        """
+        batch, count, new = agents.valid.shape
+        near = self._neighbourhood(agents, signals, memory, cache)
+        x = self._encode_agents(agents)
+        past_keys, past_values = [], []
+        for layer, block in enumerate(self.blocks):
+            keys, values = block.time_keys(x).chunk(2, dim=-1)
+            keys = torch.cat((cache.keys[:, layer], keys), dim=2)
+            values = torch.cat((cache.values[:, layer], values), dim=2)
+            past_keys.append(keys[:, :, new:])
+            past_values.append(values[:, :, new:])
+            x = x + block.time(x.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), *near.time).view_as(x)
+            flat = x.transpose(1, 2).reshape(batch, new * count, -1)
+            flat = flat + block.map(flat, memory.keys[:, layer], memory.values[:, layer], *near.map)
+            by_time = flat.view(batch * new, count, -1)
+            keys, values = block.agent_keys(by_time).chunk(2, dim=-1)
+            by_time = by_time + block.agents(by_time, keys, values, *near.agents)
+            by_time = by_time + block.feed_forward(by_time)
+            x = by_time.view(batch, new, count, -1).transpose(1, 2)
+        poses = torch.cat((cache.pose, agents.pose), dim=2)[:, :, new:]
+        valid = torch.cat((cache.valid, agents.valid), dim=2)[:, :, new:]
+        return x, Cache(torch.stack(past_keys, 1), torch.stack(past_values, 1), poses, valid)
+
+    def head(self, features: Tensor, kind: Tensor) -> Tensor:
+        """Return scores (..., V) for features (..., width) of agents of `kind` (...); minus infinity for other kinds' tokens."""
+        scores = self.head_linear(self.head_norm(features))
+        return scores.masked_fill(~self.vocabulary.allowed(kind), -torch.inf)
+
+    def _encode_agents(self, agents: Agents) -> Tensor:
+        """Return the first hidden vectors (B, A, N, width): last motion, size and kind; where it stands is left to attention."""
+        moved = torch.where(
+            agents.known[..., None],
+            to_local(agents.pose[..., :2], agents.before[..., :2], agents.before[..., 2]),
+            rotate(agents.velocity, -agents.pose[..., 2]) * (self.config.decision_ticks * TIME_STEP),
+        )
+        turned = torch.where(agents.known, wrap_angle(agents.pose[..., 2] - agents.before[..., 2]), 0.0)
+        motion = torch.stack(
+            (moved[..., 0] / 5, moved[..., 1], turned * 5, torch.tanh(moved[..., 0] * 2), agents.known.float()), dim=-1
+        )
+        kind = functional.one_hot(agents.kind, len(AgentKind)).float()
+        body = torch.cat((agents.size / 5, kind), dim=-1)[:, :, None].expand(-1, -1, motion.shape[2], -1)
+        return self.agent_encoder(torch.cat((motion, body), dim=-1))
+
+    def _neighbourhood(self, agents: Agents, signals: tuple[Tensor, ...], memory: MapMemory, cache: Cache) -> Neighbourhood:
+        travelled = (agents.pose - agents.before)[..., :2] / (self.config.decision_ticks * TIME_STEP)
+        velocity = torch.where(agents.known[..., None], travelled, agents.velocity).transpose(1, 2)
+        pose, valid = agents.pose.transpose(1, 2), agents.valid.transpose(1, 2)
+        return Neighbourhood(
+            self._time_pairs(agents, cache), self._map_pairs(pose, velocity, signals, memory), self._agent_pairs(pose, valid)
+        )
+
+    def _time_pairs(self, agents: Agents, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pair vectors (B A, N, window, F), indices into cache + chunk, and masks, of each agent's own past."""
+        batch, count, new = agents.valid.shape
+        window = self.config.window
+        index = torch.arange(new)[:, None] + torch.arange(window)
+        pose = torch.cat((cache.pose, agents.pose), dim=2)[:, :, index]
+        valid = torch.cat((cache.valid, agents.valid), dim=2)[:, :, index]
+        here = agents.pose[:, :, :, None]
+        age = torch.arange(window - 1, -1, -1).expand(batch, count, new, window) / window
+        raw = pair_inputs(
+            to_local(pose[..., :2], here[..., :2], here[..., 2]),
+            pose[..., 2] - here[..., 2],
+            to_local(here[..., :2], pose[..., :2], pose[..., 2]),
+            age,
+        )
+        index = index.expand(batch * count, new, window)
+        return self.pair_encoders["time"](raw).flatten(0, 1), index, valid.flatten(0, 1)
+
+    def _agent_pairs(self, pose: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pair vectors (B N, A, k, F), indices and masks of the nearest other agents at each decision."""
+        pose, valid = pose.flatten(0, 1), valid.flatten(0, 1)
+        rows, count = valid.shape
+        few = min(self.config.agent_neighbours, count)
+        distance = (pose[:, :, None, :2] - pose[:, None, :, :2]).norm(dim=-1)
+        hidden = ~valid[:, None] | torch.eye(count, dtype=torch.bool)
+        distance, index = distance.masked_fill(hidden, torch.inf).topk(few, dim=-1, largest=False)
+        other = pose[torch.arange(rows)[:, None, None], index]
+        here = pose[:, :, None]
+        raw = pair_inputs(
+            to_local(other[..., :2], here[..., :2], here[..., 2]),
+            other[..., 2] - here[..., 2],
+            to_local(here[..., :2], other[..., :2], other[..., 2]),
+            torch.zeros_like(distance),
+        )
+        return self.pair_encoders["agents"](raw), index, distance.isfinite()
+
+    def _map_pairs(
+        self, pose: Tensor, velocity: Tensor, signals: tuple[Tensor, ...], memory: MapMemory
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pair vectors (B, N A, k, F), indices into polylines + signal states, and masks; the nearest point counts."""
+        batch = pose.shape[0]
+        pose = pose.flatten(1, 2)
+        here, heading = pose[..., :2], pose[..., 2]
+        few = min(self.config.map_neighbours, memory.centre.shape[1])
+        ahead = here + velocity.flatten(1, 2)  # look where one second will lead
+        gap = (ahead[:, :, None] - memory.centre[:, None]).norm(dim=-1) - memory.reach[:, None]
+        gap, index = gap.topk(few, dim=-1, largest=False)
+        row = torch.arange(batch)[:, None, None]
+        raw = self._nearest_point(here, heading, memory.points[row, index], memory.points_valid[row, index])
+        position, direction, state, seen = signals
+        pair, valid = self.pair_encoders["map"](raw), gap.isfinite()
+        if position.shape[1]:
+            count = pose.shape[1] // state.shape[2]
+            offset = to_local(position[:, None], here[:, :, None], heading[..., None])
+            turned = direction[:, None] - heading[..., None]
+            seen = seen.transpose(1, 2).repeat_interleave(count, dim=1)
+            state = state.transpose(1, 2).repeat_interleave(count, dim=1)
+            # Whoever drives towards a stop point in its direction comes first; who faces another way sees it from farther off.
+            rank = offset.norm(dim=-1) + 40 * (1 - turned.cos()) + 20 * (offset[..., 0] < -5) + 2 * offset[..., 1].abs()
+            few = min(self.config.signal_neighbours, position.shape[1])
+            rank, chosen = rank.masked_fill(~seen, torch.inf).topk(few, dim=-1, largest=False)
+            offset = offset.gather(2, chosen[..., None].expand(-1, -1, -1, 2))
+            turned = turned.gather(2, chosen)
+            raw = pair_inputs(offset, turned, -rotate(offset, -turned), torch.zeros_like(turned))
+            pair = torch.cat((pair, self.pair_encoders["signal"](raw)), dim=2)
+            index = torch.cat((index, memory.centre.shape[1] + state.gather(2, chosen)), dim=2)
+            valid = torch.cat((valid, rank.isfinite()), dim=2)
+        return pair, index, valid
+
+    @staticmethod
+    def _nearest_point(here: Tensor, heading: Tensor, points: Tensor, points_valid: Tensor) -> Tensor:
+        """Return raw pair features of the nearest point of each polyline (B, Q, k, P, 2) seen from `here` (B, Q, 2)."""
+        start, step = points[..., :-1, :], points[..., 1:, :] - points[..., :-1, :]
+        relative = here[:, :, None, None] - start
+        square = step.square().sum(-1).clamp(min=1e-6)
+        share = ((relative * step).sum(-1) / square).clamp(0, 1)
+        distance = (relative - share[..., None] * step).square().sum(-1).masked_fill(~points_valid[..., 1:], torch.inf)
+        nearest = distance.argmin(-1, keepdim=True)
+        pick = lambda vector: vector.gather(-2, nearest[..., None].expand(*nearest.shape, 2))[..., 0, :]  # noqa: E731
+        share_there = share.gather(-1, nearest)
+        step_there = pick(step)
+        offset = -(pick(relative) - share_there * step_there)
+        direction = torch.atan2(step_there[..., 1], step_there[..., 0])
+        length = points_valid.sum(-1).clamp(min=2) - 1
+        along = (nearest[..., 0] + share_there[..., 0]) / length
+        return pair_inputs(
+            rotate(offset, -heading[..., None]), direction - heading[..., None], -rotate(offset, -direction), along
+        )
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `config.json`, `model.safetensors` and `vocabulary.safetensors` into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vocabulary.save(folder / "vocabulary.safetensors")
+        partial = folder / "model.safetensors.partial"
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
+        os.replace(partial, folder / "model.safetensors")
+        partial = folder / "config.json.partial"
+        partial.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        os.replace(partial, folder / "config.json")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> BehaviorModel:
+        """Read a model that `save_pretrained` wrote, ready to predict.
+
+        Raises:
+            ValueError: a file is missing or broken, or weights, configuration and vocabulary do not belong together.
+        """
+        try:
+            given = json.loads((folder / "config.json").read_text())
+            config = BehaviorConfig(**given)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder}: no config.json: name a folder with config.json, model.safetensors, vocabulary.safetensors"
+            ) from error
+        except (json.JSONDecodeError, TypeError) as error:
+            known = ", ".join(field.name for field in fields(BehaviorConfig))
+            raise ValueError(f"{folder}/config.json: not a behaviour model's configuration ({error}); it has: {known}") from error
+        model = cls(config, MotionVocabulary.load(folder / "vocabulary.safetensors"))
+        try:
+            model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{folder}/model.safetensors: not the weights of this configuration ({reason}): copy the folder again"
+            ) from error
+        return model.eval()
+
+
+def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
+    """Return numbers in (0, 1), float32, from int64 keys and counters that broadcast together: a stateless random source.
+
+    Each is a finalised SplitMix64 hash (Steele, Lea, Flood, OOPSLA 2014), so the number of one agent of one scene does not depend
+    on who else is in the batch.
+    """
+    mixed = key
+    for counter in counters:
+        mixed = mixed + (counter + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
+        mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+        mixed = (mixed ^ ((mixed >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+        mixed = mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)
+    return (((mixed >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+
+
+def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, top_p: float, most: int = 64) -> Tensor:
+    """Draw a token for each agent from the smallest set of tokens that holds `top_p` of the probability (arXiv 1904.09751).
+
+    Args:
+        scores: (B, A, V); an agent of a kind without tokens has no finite score and gets token 0.
+        key: (B,) int64 random keys.
+        step: (B,) int64, mixed into the key.
+        temperature: divides the scores; small is bold towards the likeliest.
+        top_p: in (0, 1].
+        most: tokens considered at the most.
+
+    Returns:
+        (B, A) int64. Gumbel noise is hashed from key, step, agent and token, so a row is drawn as if it were alone.
+    """
+    best, token = scores.topk(min(most, scores.shape[-1]), dim=-1)
+    best = torch.where(best[..., :1].isfinite(), best, 0.0) / temperature
+    share = best.softmax(-1)
+    outside = share.cumsum(-1) - share >= top_p
+    agent = torch.arange(scores.shape[1])[None, :, None]
+    noise = hashed_uniform(key[:, None, None], step[:, None, None], agent, token)
+    drawn = (best - (-noise.log()).log()).masked_fill(outside, -torch.inf).argmax(-1, keepdim=True)
+    return torch.where(scores.isfinite().any(-1), token.gather(-1, drawn)[..., 0], 0)

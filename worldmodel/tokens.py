@@ -1,0 +1,243 @@
+"""Motion vocabulary: what an agent can do in one decision interval, as a finite set of short motions for each kind.
+
+A token is the motion of one interval (five poses at 10 Hz) in the agent's frame at its start. The vocabulary is found in data by
+k-disks (Philion et al., Trajeglish, arXiv 2312.04535): draw a motion that no token covers yet, let it cover everything near it,
+repeat; each token is then the mean of what it covers. Distances are root-mean-square distances of box corners, so heading counts
+by the size of the body.
+
+Encoding follows the reconstructed track, not the logged one (Trajeglish; SMART, arXiv 2405.15677): each token starts where the
+last one ended, so errors do not add up. With `noise`, one of the nearest tokens is taken at random and the next one has to
+correct it: the model sees in training what it will see in its own rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .geometry import to_global, to_local, wrap_angle
+from .scene import AgentKind, Scene
+
+MOVING_KINDS = (AgentKind.VEHICLE, AgentKind.PEDESTRIAN, AgentKind.CYCLIST)
+"""Kinds that have tokens; an `OBJECT` never moves."""
+
+CORNER_RADIUS = {AgentKind.VEHICLE: 2.44, AgentKind.PEDESTRIAN: 0.5, AgentKind.CYCLIST: 1.0}
+"""Metres from the centre to a corner of a typical body (car 4.5 x 1.9 m): weighs heading against position. For pedestrians more
+than the real 0.4 m, as a heading that is free to spin reads badly."""
+
+VOCABULARY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Tracks at the decision times: N poses an interval apart and what happened between them.
+
+    Attributes:
+        pose: (B, A, N, 3) x, y, heading at each decision.
+        valid: (B, A, N) bool.
+        token: (B, A, N - 1) int64, the token that leads from pose n to n + 1; only meaningful where `coded`.
+        coded: (B, A, N - 1) bool.
+        velocity: (B, A, N, 2) logged velocity at each decision, in the scene's frame.
+    """
+
+    pose: Tensor
+    valid: Tensor
+    token: Tensor
+    coded: Tensor
+    velocity: Tensor
+
+
+class MotionVocabulary:
+    """The tokens of all kinds in one table.
+
+    Attributes:
+        motion: (V, ticks, 3) x, y (metres), heading (radians) after each tick, in the frame at the start.
+        kind: (V,) int64, the `AgentKind` that a token belongs to.
+    """
+
+    def __init__(self, motion: Tensor, kind: Tensor):
+        if motion.ndim != 3 or motion.shape[-1] != 3 or kind.shape != motion.shape[:1]:
+            raise ValueError(
+                f"vocabulary: found shapes {tuple(motion.shape)} and {tuple(kind.shape)}, wanted (V, ticks, 3) and (V,)"
+            )
+        missing = [k.name for k in MOVING_KINDS if not (kind == k).any()]
+        if missing:
+            raise ValueError(f"vocabulary: no token for {', '.join(missing)}: build it from data in which every kind moves")
+        self.motion, self.kind = motion.contiguous(), kind.contiguous()
+        end = motion[:, -1]
+        radius = torch.tensor([CORNER_RADIUS[AgentKind(k)] for k in kind.tolist()])
+        turned = 2 * radius.square()
+        self._end_features = torch.stack(
+            (-2 * end[:, 0], -2 * end[:, 1], -turned * end[:, 2].cos(), -turned * end[:, 2].sin(), end[:, :2].square().sum(-1)),
+            -1,
+        )
+
+    def __len__(self) -> int:
+        """V, the number of tokens of all kinds together."""
+        return len(self.kind)
+
+    @property
+    def ticks(self) -> int:
+        """Ticks of 0.1 s that a token lasts."""
+        return self.motion.shape[1]
+
+    def checksum(self) -> int:
+        """CRC-32 of the table; weights name the vocabulary that they were trained with by it."""
+        return zlib.crc32(self.kind.numpy().tobytes(), zlib.crc32(self.motion.numpy().tobytes()))
+
+    def allowed(self, kind: Tensor) -> Tensor:
+        """Return which tokens (..., V) agents of `kind` (...) may use; none for an `OBJECT`."""
+        return kind[..., None] == self.kind
+
+    def distance(self, motion: Tensor, kind: Tensor) -> Tensor:
+        """Return squared corner distances (..., V) between end poses `motion` (..., 3) and all tokens; infinite for other kinds.
+
+        The mean square distance of the corners of two equal boxes is |p - q|^2 + 2 r^2 (1 - cos(heading difference)), r being the
+        distance from centre to corner; what does not depend on the token is left out.
+        """
+        x, y, heading = motion.unbind(-1)
+        features = torch.stack((x, y, heading.cos(), heading.sin(), torch.ones_like(x)), dim=-1)
+        return torch.where(self.allowed(kind), features @ self._end_features.T, torch.inf)
+
+    def decode(self, token: Tensor, pose: Tensor) -> Tensor:
+        """Return the poses (..., ticks, 3) after each tick of `token` (...) begun at `pose` (..., 3)."""
+        motion = self.motion[token]
+        place = to_global(motion[..., :2], pose[..., None, :2], pose[..., None, 2])
+        return torch.cat((place, wrap_angle(pose[..., None, 2:] + motion[..., 2:])), dim=-1)
+
+    def encode(self, scene: Scene, phase: int = 0, noise: int = 1, generator: torch.Generator | None = None) -> Tracks:
+        """Return the scene's tracks at the decision times phase, phase + ticks, ... as tokens.
+
+        Args:
+            scene: B scenes.
+            phase: index of the first decision in the log.
+            noise: take one of the `noise` nearest tokens at random; 1 takes the nearest. The ego is never disturbed and keeps its
+                logged poses: in a rollout it enters with what it really did.
+            generator: needed where noise > 1.
+        """
+        at = torch.arange(phase, scene.steps, self.ticks)
+        logged = torch.cat((scene.position[:, :, at, :2], scene.heading[:, :, at, None]), dim=-1)
+        valid = scene.valid[:, :, at]
+        moving = scene.kind != AgentKind.OBJECT
+        is_ego = torch.zeros_like(moving).index_put((scene.ego_row(), scene.ego), torch.tensor(True))
+        poses, tokens = [logged[:, :, 0]], []
+        coded = valid[:, :, 1:] & valid[:, :, :-1] & moving[..., None]
+        for n in range(1, len(at)):
+            before, after = poses[-1], logged[:, :, n]
+            wanted = torch.cat((to_local(after[..., :2], before[..., :2], before[..., 2]), (after - before)[..., 2:]), dim=-1)
+            distance = self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE))
+            if noise > 1:
+                near = distance.topk(noise, dim=-1, largest=False).indices
+                chosen = torch.randint(noise, near.shape[:-1], generator=generator)
+                token = near.gather(-1, chosen[..., None])[..., 0]
+            else:
+                token = distance.argmin(-1)
+            reached = self.decode(token, before)[..., -1, :]
+            exact = is_ego | ~coded[:, :, n - 1]
+            poses.append(torch.where(exact[..., None], after, reached))
+            tokens.append(token)
+        return Tracks(torch.stack(poses, 2), valid, torch.stack(tokens, 2), coded, scene.velocity[:, :, at])
+
+    def save(self, path: Path) -> None:
+        """Write the table to a safetensors file."""
+        partial = path.with_name(path.name + ".partial")
+        header = {"worldloop": json.dumps({"vocabulary": VOCABULARY_VERSION})}
+        safetensors.torch.save_file({"motion": self.motion, "kind": self.kind}, partial, metadata=header)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> MotionVocabulary:
+        """Read a table that `save` wrote.
+
+        Raises:
+            ValueError: the file is missing, broken, or no vocabulary of this version.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("worldloop", "{}"))
+                if header.get("vocabulary") != VOCABULARY_VERSION:
+                    raise ValueError(
+                        f"{path}: not a motion vocabulary of version {VOCABULARY_VERSION}: build it with this release"
+                    )
+                return cls(file.get_tensor("motion"), file.get_tensor("kind"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a readable motion vocabulary ({error}): copy the model folder again") from error
+
+
+def collect_motions(scenes: Iterator[Scene], ticks: int, stride: int = 2) -> dict[AgentKind, Tensor]:
+    """Return all motions of `ticks` ticks and their mirrors, by kind: (n, ticks, 3) in the frame at their start."""
+    found: dict[AgentKind, list[Tensor]] = {kind: [] for kind in MOVING_KINDS}
+    for scene in scenes:
+        start = torch.arange(0, scene.steps - ticks, stride)
+        window = start[:, None] + torch.arange(ticks + 1)
+        whole = scene.valid[:, :, window].all(-1)
+        for kind in MOVING_KINDS:
+            chosen = whole & (scene.kind == kind)[..., None]
+            place, heading = scene.position[:, :, window, :2][chosen], scene.heading[:, :, window][chosen]
+            local = to_local(place[:, 1:], place[:, :1], heading[:, :1])
+            turned = wrap_angle(heading[:, 1:] - heading[:, :1])
+            found[kind].append(torch.cat((local, turned[..., None]), dim=-1))
+    motions = {kind: torch.cat(parts) for kind, parts in found.items()}
+    return {kind: torch.cat((m, m * m.new_tensor([1.0, -1.0, -1.0]))) for kind, m in motions.items()}
+
+
+def build_vocabulary(
+    motions: dict[AgentKind, Tensor], count: dict[AgentKind, int], generator: torch.Generator
+) -> MotionVocabulary:
+    """Find the tokens of each kind by k-disks.
+
+    The radius of the disks is halved in on from above until at most `count` of them cover all motions but the strangest 0.1 %.
+    Standing still, exactly, is always the first token of a kind.
+
+    Args:
+        motions: by kind, (n, ticks, 3), from `collect_motions`.
+        count: by kind, the largest number of tokens.
+        generator: draws the order in which motions are tried.
+    """
+    tables, kinds = [], []
+    for kind in MOVING_KINDS:
+        pool = motions[kind]
+        if len(pool) == 0:
+            raise ValueError(f"no motion of kind {kind.name} in the data: add scenes in which it moves")
+        pool = pool[torch.randperm(len(pool), generator=generator)[:40_000]]
+        low, high, best = 0.005, 2.0, None
+        for _ in range(9):
+            radius = (low * high) ** 0.5
+            centres = _disks(pool, radius, CORNER_RADIUS[kind], count[kind] - 1)
+            if centres is None:
+                low = radius
+            else:
+                high, best = radius, centres
+        if best is None:
+            raise ValueError(f"{count[kind]} tokens are too few for the motions of {kind.name}: raise the number")
+        table = torch.cat((torch.zeros_like(pool[:1]), best))
+        tables.append(table)
+        kinds.append(torch.full((len(table),), int(kind)))
+    return MotionVocabulary(torch.cat(tables), torch.cat(kinds))
+
+
+def _disks(pool: Tensor, radius: float, corner: float, most: int) -> Tensor | None:
+    """Return the means (k, ticks, 3) of disks that cover 99.9 % of `pool` (n, ticks, 3), None if it takes more than `most`."""
+    end = pool[:, -1]
+    features = torch.cat((end[:, :2], corner * end[:, 2:].cos(), corner * end[:, 2:].sin()), dim=-1)
+    free = features.norm(dim=-1).new_ones(len(pool), dtype=torch.bool)
+    still = torch.tensor([0.0, 0.0, corner, 0.0])
+    free &= (features - still).norm(dim=-1) > radius
+    centres = []
+    while int(free.sum()) > 0.001 * len(pool):
+        if len(centres) == most:
+            return None
+        first = int(free.long().argmax())
+        near = (features - features[first]).norm(dim=-1) <= radius
+        centres.append(pool[near & free].mean(0))
+        free &= ~near
+    return torch.stack(centres) if centres else pool[:0]
