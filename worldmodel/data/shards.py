@@ -1,0 +1,317 @@
+"""Our on-disk form of scenes: a folder with `index.json` and shards of 128 scenes each in safetensors.
+
+    index.json                    {"format", "version", "scenes": [{"id", "recipe", "file", "number", "agents", "steps",
+                                  "crc32", "source"}, ...]}
+    shard-00000.safetensors       tensors "<number>/<field>" for every field of `scene.LAYOUT` without the dimension B
+
+Safetensors maps files into memory and reads single tensors lazily, and holds no code as pickle does. A data set is written
+under the name `<folder>.partial` and renamed when it is whole, so a folder under its final name is always whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..scene import HISTORY_STEPS, LAYOUT, Scene, stack
+
+FORMAT = "worldloop scenes"
+VERSION = 1
+SCENES_PER_SHARD = 128
+
+
+class DataError(ValueError):
+    """A file or folder that cannot be read; the message names it, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What a reader yields in place of a scene that is left out on purpose: whose, and why."""
+
+    source: str
+    reason: str
+
+
+def trim(scene: Scene) -> Scene:
+    """Return one scene (B = 1) without the invalid rows and steps at the end of its dimensions; inverse of `Scene.pad`."""
+
+    def used(mask: Tensor, least: int = 0) -> int:
+        """Count up to the last row of `mask` (n, ...) that holds anything."""
+        rows = mask.flatten(1).any(dim=1).nonzero() if mask.numel() else mask.new_zeros(0)
+        return max(int(rows[-1]) + 1 if len(rows) else 0, least)
+
+    valid, signals = scene.valid[0], scene.signal_valid[0]
+    points = scene.polyline_valid[0]
+    sizes = {
+        "A": used(valid, int(scene.ego[0]) + 1),
+        "T": max(used(valid.T, HISTORY_STEPS + 1), used(signals.T)),
+        "L": used(points),
+        "P": used(points.T, 2),
+        "E": used(scene.lane_link_valid[0][:, None]),
+        "S": used(signals),
+        "R": used(scene.route_valid[0][:, None], 2),
+    }
+    changes = {}
+    for name, (dimensions, _) in LAYOUT.items():
+        ends = tuple(slice(0, sizes.get(d)) if isinstance(d, str) else slice(None) for d in dimensions)
+        changes[name] = getattr(scene, name)[ends]
+    return Scene(id=scene.id, recipe=scene.recipe, **changes)
+
+
+def checksum(scene: Scene) -> int:
+    """Return the crc32 of id, recipe and all tensors' bytes of one scene (B = 1)."""
+    value = zlib.crc32(json.dumps([scene.id[0], scene.recipe[0]]).encode())
+    for name in LAYOUT:
+        value = zlib.crc32(getattr(scene, name).contiguous().flatten().view(torch.uint8).numpy(), value)
+    return value
+
+
+class ShardWriter:
+    """Writes a data set; use it as a context manager, so that it is renamed when whole and removed when an error comes.
+
+    Attributes:
+        notices: what a person should know, such as that the rest of a killed import was removed.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False):
+        """Prepare to write the data set `path`; an existing one is replaced at the end if `overwrite`."""
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.overwrite = overwrite
+        self.notices: list[str] = []
+        self._entries: list[dict[str, Any]] = []
+        self._ids: set[str] = set()
+        self._tensors: dict[str, Tensor] = {}
+        self._waiting = 0
+
+    def __enter__(self) -> Self:
+        """Make the partial folder.
+
+        Raises:
+            DataError: the destination exists and may not be overwritten, or something foreign is in the way.
+        """
+        if self.path.exists():
+            if not self.overwrite:
+                raise DataError(f"{self.path}: exists already: choose another destination or pass overwrite")
+            _require_ours(self.path)
+        if self.partial.exists():
+            _require_ours(self.partial)
+            shutil.rmtree(self.partial)
+            self.notices.append(f"{self.partial}: removed what an interrupted import had left; starting anew")
+        self.partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Finish and rename, or remove what was written if an error came."""
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            if self.partial.exists():
+                shutil.rmtree(self.partial)
+
+    def add(self, scenes: Scene, source: str = "") -> None:
+        """Append every scene of a batch; `source` says where it comes from.
+
+        Raises:
+            DataError: an id is there already, or the disk is full.
+        """
+        for row in range(len(scenes)):
+            scene = trim(scenes.take([row]).validate())
+            name = scene.id[0]
+            if name in self._ids:
+                raise DataError(f"{source or self.path}: the scene id {name} is there already: ids must be unique")
+            self._ids.add(name)
+            self._entries.append(
+                {
+                    "id": name,
+                    "recipe": scene.recipe[0],
+                    "file": f"shard-{(len(self._entries)) // SCENES_PER_SHARD:05d}.safetensors",
+                    "number": len(self._entries),
+                    "agents": int(scene.valid[0].any(dim=-1).sum()),
+                    "steps": scene.steps,
+                    "crc32": checksum(scene),
+                    "source": source,
+                }
+            )
+            number = len(self._entries) - 1
+            self._tensors |= {f"{number}/{field}": getattr(scene, field)[0].clone() for field in LAYOUT}
+            self._waiting += 1
+            if self._waiting == SCENES_PER_SHARD:
+                self._write_shard()
+
+    def _write_shard(self) -> None:
+        target = self.partial / self._entries[-1]["file"]
+        header = {"worldloop": json.dumps({"format": FORMAT, "version": VERSION})}
+        try:
+            save_file(self._tensors, target, metadata=header)
+        except SafetensorError as error:
+            raise OSError(f"{target}: cannot be written ({error}): free some space or choose another disk") from error
+        self._tensors, self._waiting = {}, 0
+
+    def _finish(self) -> None:
+        if not self._entries:
+            raise DataError(f"{self.path}: no scenes to write: the source holds none that can be used")
+        if self._waiting:
+            self._write_shard()
+        index = {"format": FORMAT, "version": VERSION, "scenes": self._entries}
+        (self.partial / "index.json").write_text(json.dumps(index, indent=1))
+        if self.path.exists():
+            if not self.overwrite:
+                raise DataError(f"{self.path}: was made by someone else meanwhile: choose another destination")
+            shutil.rmtree(self.path)
+        os.replace(self.partial, self.path)
+
+
+def _require_ours(folder: Path) -> None:
+    """Raise unless `folder` holds nothing but what ShardWriter writes: a foreign folder is never deleted."""
+    foreign = None if folder.is_dir() else folder.name
+    for entry in folder.iterdir() if foreign is None else ():
+        if not re.fullmatch(r"index\.json|shard-\d{5,}\.safetensors", entry.name):
+            foreign = entry.name
+    if foreign is not None:
+        raise DataError(f"{folder}: holds {foreign}, which no import wrote, so it is not overwritten: choose another destination")
+
+
+class SceneDataset:
+    """A data set on disk: scenes are read when asked for, and their checksum is verified then.
+
+    Attributes:
+        path: the folder.
+        entries: one dictionary a scene, as in `index.json`.
+        ids: the scenes' names, in order.
+    """
+
+    def __init__(self, path: str | Path):
+        """Open the folder `path`.
+
+        Raises:
+            DataError: it is no data set of a version that this release reads.
+        """
+        self.path = Path(path)
+        self.entries = _read_index(self.path)
+        self._files: dict[str, Any] = {}
+        self._set_entries(self.entries)
+
+    def _set_entries(self, entries: list[dict[str, Any]]) -> None:
+        self.entries = entries
+        self.ids = tuple(entry["id"] for entry in entries)
+        self._number = {name: number for number, name in enumerate(self.ids)}
+        if len(self._number) != len(entries):
+            double = next(name for number, name in enumerate(self.ids) if self._number[name] != number)
+            raise DataError(f"{self.path / 'index.json'}: the scene id {double} stands twice: import the data again")
+
+    def __len__(self) -> int:
+        """How many scenes there are."""
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Scene]:
+        """Yield every scene as a batch of one."""
+        for number in range(len(self)):
+            yield self._read(number)
+
+    def index_of(self, name: str) -> int:
+        """Return the number of the scene called `name`.
+
+        Raises:
+            KeyError: there is none; the message names the nearest ones.
+        """
+        if name not in self._number:
+            nearest = difflib.get_close_matches(name, self.ids, n=3, cutoff=0.0)
+            raise KeyError(f"{self.path}: no scene {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
+        return self._number[name]
+
+    def load(self, which: Sequence[int | str] | int | str) -> Scene:
+        """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
+
+        Raises:
+            KeyError: an id is unknown. IndexError: a number is out of range. DataError: a shard is damaged.
+        """
+        chosen = [which] if isinstance(which, int | str) else which
+        numbers = [self.index_of(one) if isinstance(one, str) else int(one) for one in chosen]
+        for number in numbers:
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"{self.path}: no scene number {number}, there are {len(self)}")
+        once = {number: self._read(number) for number in dict.fromkeys(numbers)}
+        return stack([once[number] for number in numbers])
+
+    def subset(self, pattern: str) -> SceneDataset:
+        """Return the data set of the scenes whose id starts with `pattern` or matches it as a glob (`*`, `?`, `[...]`).
+
+        Raises:
+            KeyError: no id matches.
+        """
+        chosen = [e for e in self.entries if e["id"].startswith(pattern) or fnmatch.fnmatchcase(e["id"], pattern)]
+        if not chosen:
+            raise KeyError(f"{self.path}: no scene matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
+        part = SceneDataset.__new__(SceneDataset)
+        part.path, part._files = self.path, self._files
+        part._set_entries(chosen)
+        return part
+
+    def _read(self, number: int) -> Scene:
+        entry = self.entries[number]
+        file, name = self.path / entry["file"], entry["id"]
+        if entry["file"] not in self._files:
+            self._files[entry["file"]] = _open_shard(file)
+        try:
+            tensors = {field: self._files[entry["file"]].get_tensor(f"{entry['number']}/{field}")[None] for field in LAYOUT}
+        except SafetensorError as error:
+            raise DataError(f"{file}: scene {name} cannot be read ({error}): import the data again") from error
+        scene = Scene(id=(name,), recipe=(entry["recipe"],), **tensors)
+        if checksum(scene) != entry["crc32"]:
+            raise DataError(f"{file}: scene {name} is damaged (its checksum differs from the index): import the data again")
+        return scene
+
+
+def _read_index(folder: Path) -> list[dict[str, Any]]:
+    """Return the scenes that the index of `folder` lists."""
+    file = folder / "index.json"
+    if not file.is_file():
+        what = "holds no index.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is no folder"
+        raise DataError(f"{folder}: {what}, so it is no worldloop data set: make one with `worldloop data import`")
+    try:
+        index = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f"{file}: is no JSON ({error}): import the data again") from error
+    _check_header(index, file)
+    if not index.get("scenes"):
+        raise DataError(f"{file}: lists no scenes: import the data again")
+    return index["scenes"]
+
+
+def _check_header(header: Any, file: Path) -> None:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise DataError(f"{file}: was not written by worldloop: make a data set with `worldloop data import`")
+    if header.get("version") != VERSION:
+        raise DataError(
+            f"{file}: has version {header.get('version')}, this release reads version {VERSION}: import the data again"
+        )
+
+
+def _open_shard(file: Path) -> Any:
+    try:
+        shard = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({error}): import the data again") from error
+    try:
+        header = json.loads((shard.metadata() or {}).get("worldloop", "null"))
+    except ValueError as error:
+        raise DataError(f"{file}: has an unreadable header ({error}): import the data again") from error
+    _check_header(header, file)
+    return shard
