@@ -71,7 +71,7 @@ def straight_road(
         ego=torch.tensor(EGO),
         polyline=torch.nn.utils.rnn.pad_sequence([points for _, points in lines], batch_first=True),
         polyline_valid=torch.nn.utils.rnn.pad_sequence(
-            [torch.ones(len(p), dtype=torch.bool) for _, p in lines], batch_first=True
+            [torch.ones(len(line), dtype=torch.bool) for _, line in lines], batch_first=True
         ),
         polyline_kind=torch.tensor([int(kind) for kind, _ in lines]),
         lane_width=torch.tensor(lane) * LANE_WIDTH,
