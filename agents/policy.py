@@ -1,0 +1,113 @@
+"""Policy: who drives the ego, whether a rule, a network or a user's own object.
+
+A policy sees a whole batch at once: B scenes, one action each. It gets the observation that the environment hands out (all that a
+learned driver may use) and the `State` (all there is: map, route, every road user; what a rule needs). A policy that remembers
+something between calls forgets it for the rows whose `state.step` is 0: there an episode begins.
+
+A driver of your own, in `my_driver.py`:
+
+    class Careful:
+        def act(self, observation, state):
+            speed = state.ego().velocity.norm(dim=-1)                    # (B,)
+            acceleration = (5.0 - speed).clamp(-2.0, 1.0)
+            return torch.stack((acceleration, torch.zeros_like(speed)), dim=-1)
+
+drives with `worldloop rollout --policy my_driver:Careful`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from ..worldmodel.world import State
+from .rules import ConstantPolicy, IdmPolicy, RandomPolicy, ReplayPolicy
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What `rollout` asks of a driver."""
+
+    def act(self, observation: Mapping[str, np.ndarray], state: State) -> Tensor | np.ndarray:
+        """Return the action (B, 2) float32 of each scene: acceleration in m/s2 and path curvature in 1/m (left is positive).
+
+        Args:
+            observation: what the environment shows, arrays with leading dimension B; see `worldloop.envs.DriveVectorEnv`.
+            state: the true state of the B scenes; `state.step` (B,) is 0 where an episode begins.
+        """
+        ...
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "random": RandomPolicy,
+    "constant": ConstantPolicy,
+    "replay": ReplayPolicy,
+    "idm": IdmPolicy,
+}
+"""The drivers that worldloop ships, by the name that the command line takes."""
+
+
+def load_policy(name: str) -> Policy:
+    """Return a shipped driver, or a user's own given as `module:attribute` (modules of the current directory included).
+
+    The attribute is a driver or a class or function that returns one when called without arguments.
+
+    Raises:
+        ValueError: the name is unknown, the module or the attribute is missing, or it is no driver.
+    """
+    if name in POLICIES:
+        return POLICIES[name]()
+    if ":" not in name:
+        near = difflib.get_close_matches(name, POLICIES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        known = ", ".join(POLICIES)
+        raise ValueError(f"policy {name!r} is unknown{hint}: choose one of {known}, or your own as module:attribute")
+    policy = _load_attribute(name)
+    if inspect.isclass(policy) or (callable(policy) and not isinstance(policy, Policy)):
+        missing = [p.name for p in inspect.signature(policy).parameters.values() if _is_needed(p)]
+        if missing:
+            raise ValueError(
+                f"policy {name!r} needs arguments ({', '.join(missing)}), wanted none: give an object or a function without any"
+            )
+        policy = policy()
+    if not isinstance(policy, Policy) or not callable(policy.act):
+        raise ValueError(
+            f"policy {name!r} is a {type(policy).__name__} without a method act(observation, state): "
+            "see worldloop.agents.policy.Policy"
+        )
+    return policy
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+
+
+def _load_attribute(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"policy {name!r}: wanted module:attribute, such as my_driver:Careful")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the user's module was found, but something that it imports was not
+        raise ValueError(
+            f"policy {name!r}: there is no module {module_name!r} in {here} or among the installed ones: "
+            "write module:attribute, without .py"
+        ) from error
+    if not hasattr(module, attribute):
+        public = ", ".join(sorted(n for n, value in vars(module).items() if hasattr(value, "act")))
+        raise ValueError(f"policy {name!r}: module {module_name!r} has no {attribute!r}; it has: {public or 'no drivers'}")
+    return getattr(module, attribute)
