@@ -29,7 +29,6 @@ ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pygame": "renderers/",
     "imageio": "renderers/",
-    "defusedxml": "worldmodel/data/",
     "tyro": "agents/",
     "matplotlib": "worldmodel/train_",
 }
