@@ -221,10 +221,11 @@ def smooth_track(
     """Return tracks freed from the jitter of labels; what stands is held exactly still.
 
     Positions pass a Whittaker smoother of third differences (jerk), robust against single jumps (reweighted by 1 / (1 + (r / 0.3
-    m)^2), Cauchy's function). Agents slower than 0.2 m/s for a second, and those that stay within 0.5 m, are held where they are.
-    Headings keep the label's axis where it lies within 0.5 rad of the direction of travel and take the direction of travel
-    elsewhere; an agent slower than 0.8 m/s keeps the heading with which it moved last or will move next if the label contradicts
-    it. The sense along the axis is voted by the distance travelled, so that no box drives backwards for long and none flips.
+    m)^2), Cauchy's function); tracks of less than 1.2 s, which cannot tell an acceleration, one of second differences. Agents
+    slower than 0.2 m/s for a second, and those that stay within 0.5 m, are held where they are. Headings keep the label's axis
+    where it lies within 0.5 rad of the direction of travel and take the direction of travel elsewhere; an agent slower than
+    0.8 m/s keeps the heading with which it moved last or will move next if the label contradicts it. The sense along the axis
+    is voted by the distance travelled, so that no box drives backwards for long and none flips.
 
     Args:
         position: (A, T, 2) labelled centres.
@@ -242,11 +243,17 @@ def smooth_track(
     filled = valid | (inside & (after - before - 1 <= longest_gap))
     weight, value = valid.double(), position.double()
     hold = torch.zeros_like(valid[:, 1:])
+    short = valid.sum(-1, keepdim=True)[..., None] < round(1.2 / time_step)
+
+    def solve() -> Tensor:
+        straight = whittaker(value, weight, hold, 2, 0.5 * cutoff, time_step)
+        return torch.where(short, straight, whittaker(value, weight, hold, 3, cutoff, time_step))
+
     for _ in range(3):
-        smooth = whittaker(value, weight, hold, 3, cutoff, time_step)
+        smooth = solve()
         weight = valid / (1 + ((value - smooth).square().sum(-1) / 0.3**2))
     hold = still_steps(smooth, valid, inside, time_step)
-    smooth = whittaker(value, weight, hold, 3, cutoff, time_step)
+    smooth = solve()
     start = torch.cat((torch.zeros_like(step[:1]).expand(len(hold), 1), torch.where(hold, 0, step[1:])), dim=-1).cummax(-1).values
     smooth = smooth.gather(1, start[..., None].expand_as(smooth))
     velocity = torch.gradient(smooth, spacing=time_step, dim=1)[0]
