@@ -113,26 +113,27 @@ class Cache(TensorBatch):
     valid: Tensor
 
 
-def pair_inputs(offset: Tensor, heading: Tensor, reverse: Tensor, extra: Tensor) -> Tensor:
-    """Return the raw features (..., PAIR_INPUTS) of relative poses.
+def unit(heading: Tensor) -> Tensor:
+    """Return (..., 2) the unit vector along `heading` (...)."""
+    return torch.stack((heading.cos(), heading.sin()), dim=-1)
+
+
+def pair_inputs(shift: Tensor, own: Tensor, other: Tensor, extra: Tensor) -> Tensor:
+    """Return the raw features (..., PAIR_INPUTS) of relative poses, which no motion of the whole scene changes.
 
     Args:
-        offset: (..., 2) metres to the other, in the frame of the one who looks.
-        heading: (...) heading of the other, relative.
-        reverse: (..., 2) metres from the other to the one who looks, in the frame of the other.
+        shift: (..., 2) metres from the one who looks to the other, in the scene's frame.
+        own: (..., 2) unit vector along which the one who looks is heading.
+        other: (..., 2) unit vector along which the other is heading.
         extra: (...) what else tells pairs apart (time between them, place along a polyline).
     """
-    squashed = [torch.tanh(vector / scale) for scale in SCALES for vector in (offset, reverse)]
-    distance = (offset.square().sum(-1) + 1e-6).sqrt()
-    rest = (
-        heading.cos(),
-        heading.sin(),
-        torch.log1p(distance),
-        offset[..., 0] / (1 + distance),
-        offset[..., 1] / (1 + distance),
-        extra,
+    into = lambda vector, axis: torch.stack(  # noqa: E731
+        ((vector * axis).sum(-1), vector[..., 1] * axis[..., 0] - vector[..., 0] * axis[..., 1]), dim=-1
     )
-    return torch.cat((*squashed, torch.stack(rest, dim=-1)), dim=-1)
+    offset, turned, reverse = into(shift, own), into(other, own), into(-shift, other)
+    distance = (offset.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    squashed = torch.tanh(torch.cat([vector / scale for scale in SCALES for vector in (offset, reverse)], dim=-1))
+    return torch.cat((squashed, turned, torch.log1p(distance), offset / (1 + distance), extra[..., None]), dim=-1)
 
 
 class RelativeAttention(nn.Module):
@@ -343,12 +344,7 @@ class BehaviorModel(nn.Module):
         valid = torch.cat((cache.valid, agents.valid), dim=2)[:, :, index]
         here = agents.pose[:, :, :, None]
         age = torch.arange(window - 1, -1, -1).expand(batch, count, new, window) / window
-        raw = pair_inputs(
-            to_local(pose[..., :2], here[..., :2], here[..., 2]),
-            pose[..., 2] - here[..., 2],
-            to_local(here[..., :2], pose[..., :2], pose[..., 2]),
-            age,
-        )
+        raw = pair_inputs(pose[..., :2] - here[..., :2], unit(here[..., 2]), unit(pose[..., 2]), age)
         index = index.expand(batch * count, new, window)
         return self.pair_encoders["time"](raw).flatten(0, 1), index, valid.flatten(0, 1)
 
@@ -360,14 +356,10 @@ class BehaviorModel(nn.Module):
         distance = (pose[:, :, None, :2] - pose[:, None, :, :2]).norm(dim=-1)
         hidden = ~valid[:, None] | torch.eye(count, dtype=torch.bool)
         distance, index = distance.masked_fill(hidden, torch.inf).topk(few, dim=-1, largest=False)
-        other = pose[torch.arange(rows)[:, None, None], index]
-        here = pose[:, :, None]
-        raw = pair_inputs(
-            to_local(other[..., :2], here[..., :2], here[..., 2]),
-            other[..., 2] - here[..., 2],
-            to_local(here[..., :2], other[..., :2], other[..., 2]),
-            torch.zeros_like(distance),
-        )
+        row = torch.arange(rows)[:, None, None]
+        direction = unit(pose[..., 2])
+        shift = pose[..., :2][row, index] - pose[:, :, None, :2]
+        raw = pair_inputs(shift, direction[:, :, None], direction[row, index], torch.zeros_like(distance))
         return self.pair_encoders["agents"](raw), index, distance.isfinite()
 
     def _map_pairs(
@@ -376,35 +368,35 @@ class BehaviorModel(nn.Module):
         """Return pair vectors (B, N A, k, F), indices into polylines + signal states, and masks; the nearest point counts."""
         batch = pose.shape[0]
         pose = pose.flatten(1, 2)
-        here, heading = pose[..., :2], pose[..., 2]
+        here, own = pose[..., :2], unit(pose[..., 2])
         few = min(self.config.map_neighbours, memory.centre.shape[1])
         ahead = here + velocity.flatten(1, 2)  # look where one second will lead
         gap = (ahead[:, :, None] - memory.centre[:, None]).norm(dim=-1) - memory.reach[:, None]
         gap, index = gap.topk(few, dim=-1, largest=False)
         row = torch.arange(batch)[:, None, None]
-        raw = self._nearest_point(here, heading, memory.points[row, index], memory.points_valid[row, index])
+        raw = self._nearest_point(here, own, memory.points[row, index], memory.points_valid[row, index])
         position, direction, state, seen = signals
         pair, valid = self.pair_encoders["map"](raw), gap.isfinite()
         if position.shape[1]:
             count = pose.shape[1] // state.shape[2]
-            offset = to_local(position[:, None], here[:, :, None], heading[..., None])
-            turned = direction[:, None] - heading[..., None]
+            shift, other = position[:, None] - here[:, :, None], unit(direction)[:, None]
             seen = seen.transpose(1, 2).repeat_interleave(count, dim=1)
             state = state.transpose(1, 2).repeat_interleave(count, dim=1)
             # Whoever drives towards a stop point in its direction comes first; who faces another way sees it from farther off.
-            rank = offset.norm(dim=-1) + 40 * (1 - turned.cos()) + 20 * (offset[..., 0] < -5) + 2 * offset[..., 1].abs()
+            facing, ahead = (own[:, :, None] * other).sum(-1), (shift * own[:, :, None]).sum(-1)
+            rank = shift.norm(dim=-1) + 40 * (1 - facing) + 20 * (ahead < -5)
             few = min(self.config.signal_neighbours, position.shape[1])
             rank, chosen = rank.masked_fill(~seen, torch.inf).topk(few, dim=-1, largest=False)
-            offset = offset.gather(2, chosen[..., None].expand(-1, -1, -1, 2))
-            turned = turned.gather(2, chosen)
-            raw = pair_inputs(offset, turned, -rotate(offset, -turned), torch.zeros_like(turned))
+            pick = chosen[..., None].expand(-1, -1, -1, 2)
+            shift, other = shift.gather(2, pick), other.expand_as(shift).gather(2, pick)
+            raw = pair_inputs(shift, own[:, :, None], other, torch.zeros_like(rank))
             pair = torch.cat((pair, self.pair_encoders["signal"](raw)), dim=2)
             index = torch.cat((index, memory.centre.shape[1] + state.gather(2, chosen)), dim=2)
             valid = torch.cat((valid, rank.isfinite()), dim=2)
         return pair, index, valid
 
     @staticmethod
-    def _nearest_point(here: Tensor, heading: Tensor, points: Tensor, points_valid: Tensor) -> Tensor:
+    def _nearest_point(here: Tensor, own: Tensor, points: Tensor, points_valid: Tensor) -> Tensor:
         """Return raw pair features of the nearest point of each polyline (B, Q, k, P, 2) seen from `here` (B, Q, 2)."""
         start, step = points[..., :-1, :], points[..., 1:, :] - points[..., :-1, :]
         relative = here[:, :, None, None] - start
@@ -413,15 +405,10 @@ class BehaviorModel(nn.Module):
         distance = (relative - share[..., None] * step).square().sum(-1).masked_fill(~points_valid[..., 1:], torch.inf)
         nearest = distance.argmin(-1, keepdim=True)
         pick = lambda vector: vector.gather(-2, nearest[..., None].expand(*nearest.shape, 2))[..., 0, :]  # noqa: E731
-        share_there = share.gather(-1, nearest)
-        step_there = pick(step)
-        offset = -(pick(relative) - share_there * step_there)
-        direction = torch.atan2(step_there[..., 1], step_there[..., 0])
-        length = points_valid.sum(-1).clamp(min=2) - 1
-        along = (nearest[..., 0] + share_there[..., 0]) / length
-        return pair_inputs(
-            rotate(offset, -heading[..., None]), direction - heading[..., None], -rotate(offset, -direction), along
-        )
+        share, step = share.gather(-1, nearest), pick(step)
+        along = (nearest + share)[..., 0] / (points_valid.sum(-1).clamp(min=2) - 1)
+        direction = step / step.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+        return pair_inputs(share * step - pick(relative), own[:, :, None].expand_as(direction), direction, along)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors` and `vocabulary.safetensors` into a folder."""

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional
 
 from .geometry import to_global, to_local, wrap_angle
 from .scene import AgentKind, Scene
@@ -33,6 +34,9 @@ MOVING_KINDS = (AgentKind.VEHICLE, AgentKind.PEDESTRIAN, AgentKind.CYCLIST)
 CORNER_RADIUS = {AgentKind.VEHICLE: 2.44, AgentKind.PEDESTRIAN: 0.5, AgentKind.CYCLIST: 1.0}
 """Metres from the centre to a corner of a typical body (car 4.5 x 1.9 m): weighs heading against position. For pedestrians more
 than the real 0.4 m, as a heading that is free to spin reads badly."""
+
+FAR = 1e9
+"""Squared metres by which the tokens of other kinds are out of reach."""
 
 VOCABULARY_VERSION = 1
 
@@ -76,10 +80,16 @@ class MotionVocabulary:
         end = motion[:, -1]
         radius = torch.tensor([CORNER_RADIUS[AgentKind(k)] for k in kind.tolist()])
         turned = 2 * radius.square()
-        self._end_features = torch.stack(
-            (-2 * end[:, 0], -2 * end[:, 1], -turned * end[:, 2].cos(), -turned * end[:, 2].sin(), end[:, :2].square().sum(-1)),
-            -1,
+        columns = (
+            -2 * end[:, 0],
+            -2 * end[:, 1],
+            -turned * end[:, 2].cos(),
+            -turned * end[:, 2].sin(),
+            end[:, :2].square().sum(-1),
         )
+        # The tokens of other kinds are put out of reach by the same matrix product.
+        other_kind = FAR * (torch.arange(len(AgentKind)) != kind[:, None]).float()
+        self._end_features = torch.cat((torch.stack(columns, dim=-1), other_kind), dim=-1)
 
     def __len__(self) -> int:
         """V, the number of tokens of all kinds together."""
@@ -99,14 +109,14 @@ class MotionVocabulary:
         return kind[..., None] == self.kind
 
     def distance(self, motion: Tensor, kind: Tensor) -> Tensor:
-        """Return squared corner distances (..., V) between end poses `motion` (..., 3) and all tokens; infinite for other kinds.
+        """Return squared corner distances (..., V) between end poses `motion` (..., 3) and all tokens; > FAR / 2 for other kinds.
 
         The mean square distance of the corners of two equal boxes is |p - q|^2 + 2 r^2 (1 - cos(heading difference)), r being the
         distance from centre to corner; what does not depend on the token is left out.
         """
         x, y, heading = motion.unbind(-1)
         features = torch.stack((x, y, heading.cos(), heading.sin(), torch.ones_like(x)), dim=-1)
-        return torch.where(self.allowed(kind), features @ self._end_features.T, torch.inf)
+        return torch.cat((features, functional.one_hot(kind, len(AgentKind))), dim=-1) @ self._end_features.T
 
     def decode(self, token: Tensor, pose: Tensor) -> Tensor:
         """Return the poses (..., ticks, 3) after each tick of `token` (...) begun at `pose` (..., 3)."""

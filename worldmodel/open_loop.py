@@ -1,0 +1,81 @@
+"""Rollouts of a world while the ego follows its log, and how far the others' futures end up from the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .scene import HISTORY_STEPS, AgentKind, Scene, TensorBatch
+from .world import Motion, State, World, random_keys
+
+
+@dataclass(frozen=True)
+class Futures(TensorBatch):
+    """K simulated futures of B scenes over T steps after the present.
+
+    Attributes:
+        position: (B, K, A, T, 2). heading: (B, K, A, T). valid: (B, K, A, T) bool.
+    """
+
+    position: Tensor
+    heading: Tensor
+    valid: Tensor
+
+
+def logged_ego(scenes: Scene, step: int) -> Motion:
+    """Return the ego's motion `step` ticks after the present (B, ...); in gaps and after its log it goes straight on."""
+    row, ego = scenes.ego_row(), scenes.ego
+    valid = scenes.valid[row, ego]
+    at = torch.arange(scenes.steps)
+    index = min(HISTORY_STEPS + step, scenes.steps - 1)
+    last = torch.where(valid & (at <= index), at, -1).amax(-1)
+    velocity = scenes.velocity[row, ego, last]
+    missed = (HISTORY_STEPS + step - last).float()[:, None] * 0.1
+    shift = torch.nn.functional.pad(velocity * missed, (0, 1))
+    return Motion(scenes.position[row, ego, last] + shift, scenes.heading[row, ego, last], velocity)
+
+
+def simulate(world: World, scenes: Scene, rollouts: int, steps: int, generator: torch.Generator) -> Futures:
+    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log."""
+    many = scenes.repeat(rollouts)
+    state = world.reset(many, random_keys(generator, len(many)))
+    moments: list[State] = []
+    for step in range(1, steps + 1):
+        state = world.step(state, logged_ego(many, step))
+        moments.append(state)
+    split = lambda tensor: tensor.unflatten(0, (len(scenes), rollouts))  # noqa: E731
+    return Futures(
+        split(torch.stack([m.position[..., :2] for m in moments], dim=2)),
+        split(torch.stack([m.heading for m in moments], dim=2)),
+        split(torch.stack([m.valid for m in moments], dim=2)),
+    )
+
+
+def scored_agents(scenes: Scene) -> Tensor:
+    """Return which agents (B, A) count: valid at the present, no ego, no `OBJECT`, and either moving more than 1 m in the log or
+    within 20 m of the ego (the rule of `worldloop`'s measures where a data set names none).
+    """  # noqa: D205
+    now = scenes.valid[:, :, HISTORY_STEPS]
+    row, ego = scenes.ego_row(), scenes.ego
+    place = scenes.position[:, :, HISTORY_STEPS, :2]
+    near = (place - place[row, ego][:, None]).norm(dim=-1) < 20.0
+    shift = (scenes.position[..., :2] - place[:, :, None]).norm(dim=-1)
+    moving = torch.where(scenes.valid, shift, 0.0)[:, :, HISTORY_STEPS:].amax(-1) > 1.0
+    chosen = now & (near | moving) & (scenes.kind != AgentKind.OBJECT)
+    return chosen.index_put((row, ego), torch.tensor(False))
+
+
+def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tuple[Tensor, Tensor]:
+    """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) it holds for.
+
+    The smallest, over the K futures, of the mean distance to the logged position where that is valid (minADE of the Argoverse and
+    Waymo motion benchmarks).
+    """
+    steps = min(steps, futures.position.shape[3], scenes.steps - 1 - HISTORY_STEPS)
+    window = slice(HISTORY_STEPS + 1, HISTORY_STEPS + 1 + steps)
+    logged, valid = scenes.position[:, None, :, window, :2], scenes.valid[:, None, :, window]
+    distance = (futures.position[:, :, :, :steps] - logged).norm(dim=-1)
+    mean = torch.where(valid, distance, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
+    return mean.amin(1), scored_agents(scenes) & valid[:, 0].any(-1)

@@ -1,0 +1,365 @@
+"""Train the behaviour model: `worldloop train behavior --data SHARDS ... --out FOLDER`.
+
+One file, one loop: windows of scenes become motion tokens (disturbed, so that the model learns to find back), the model predicts
+each next token, AdamW lowers the cross entropy. The weights that are validated and shipped are an exponential moving average.
+The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to resume from, and `model/` for `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+import tyro
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional
+
+from .behavior import Agents, BehaviorConfig, BehaviorModel
+from .data.shards import SceneDataset
+from .open_loop import min_average_displacement, simulate
+from .run import Run, read_metrics, resume_run, seeded_generator, start_run
+from .scene import AgentKind, PolylineKind, Scene, stack
+from .tokens import MOVING_KINDS, MotionVocabulary, Tracks, build_vocabulary, collect_motions
+from .world import LearnedWorld
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train the behaviour model, which predicts what the other road users do next.
+
+    Example: worldloop train behavior --data generated=2 pandaset ngsim --validation held_out --out runs/behavior
+    """
+
+    data: tuple[str, ...]
+    """Folders of training scenes (`worldloop data import`, `worldloop data generate`); `FOLDER=2` draws from it twice as often.
+    Add `:GLOB` to take only the scenes with such an id: `ngsim:*US101*=0.5`."""
+    validation: tuple[str, ...]
+    """Folders of scenes that are never trained on, `:GLOB` as above."""
+    out: Path
+    """Run folder to create (or to resume)."""
+    steps: int = 4000
+    """Optimiser steps."""
+    batch: int = 16
+    """Scenes in a step."""
+    agents: int = 32
+    """Agents taken from a scene, the nearest to the ego."""
+    polylines: int = 160
+    """Map polylines taken from a scene, the nearest to the ego."""
+    decisions: int = 18
+    """Decisions (0.5 s each) in a training window."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine schedule, reached after a twentieth of the steps."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW."""
+    noise: int = 4
+    """Tracks are coded with one of the so many nearest tokens at random."""
+    average: float = 0.998
+    """Decay of the moving average of the weights."""
+    vehicle_tokens: int = 512
+    """Most tokens in the vocabulary of vehicles."""
+    other_tokens: int = 256
+    """Most tokens of pedestrians, and of cyclists."""
+    model: Annotated[dict[str, int], tyro.conf.arg(metavar="NAME VALUE ...")] = field(default_factory=dict)
+    """Sizes of the model that differ from BehaviorConfig, such as `--model width 96 layers 2`."""
+    evaluate_every: int = 500
+    """Steps between two validations."""
+    seed: int = 0
+    """Seed of weights, order of data, and noise."""
+    resume: bool = False
+    """Go on with a run that was killed; all other arguments must be those it was started with."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Scenes of one folder and how often they are drawn."""
+
+    name: str
+    dataset: SceneDataset
+    weight: float
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read `FOLDER[:GLOB][=WEIGHT]`."""
+        place, _, weight = text.partition("=")
+        folder, _, pattern = place.partition(":")
+        try:
+            share = float(weight or 1)
+        except ValueError:
+            raise ValueError(f"--data {text}: the weight {weight!r} is not a number") from None
+        dataset = SceneDataset(Path(folder))
+        return cls(Path(folder).name, dataset.subset(pattern) if pattern else dataset, share)
+
+
+def crop(scene: Scene, start: int, steps: int, agents: int, polylines: int) -> Scene:
+    """Return `steps` steps of one scene from `start` on with what is nearest to the ego; lane links are dropped."""
+    end = min(start + steps, scene.steps)
+    place = scene.position[0, :, start:end, :2]
+    valid = scene.valid[0, :, start:end]
+    ego = int(scene.ego[0])
+    anchor = place[ego][valid[ego]].mean(0) if valid[ego].any() else place[valid].mean(0)
+    distance = torch.where(valid, (place - anchor).norm(dim=-1), torch.inf).amin(-1)
+    distance[ego] = -1.0
+    rows = distance.argsort()[:agents]
+    rows = rows[distance[rows].isfinite()]
+    points, there = scene.polyline[0, ..., :2], scene.polyline_valid[0]
+    far = torch.where(there, (points - anchor).norm(dim=-1), torch.inf).amin(-1) if len(points) else torch.zeros(0)
+    far = far + 100.0 * (scene.polyline_kind[0] == PolylineKind.LANE_MARKING)
+    lines = far.argsort()[:polylines]
+    track = {name: getattr(scene, name)[:, rows, start:end] for name in ("position", "heading", "velocity", "valid")}
+    roads = ("polyline", "polyline_valid", "polyline_kind", "lane_width", "speed_limit", "speed_limit_valid")
+    changes = (
+        track
+        | {name: getattr(scene, name)[:, lines] for name in roads}
+        | {name: getattr(scene, name)[:, rows] for name in ("size", "kind")}
+    )
+    changes |= {name: getattr(scene, name)[..., start:end] for name in ("signal_state", "signal_valid")}
+    links = ("lane_link", "lane_link_kind", "lane_link_valid")
+    changes |= {name: getattr(scene, name)[:, :0] for name in links} | {"signal_lane": torch.zeros_like(scene.signal_lane)}
+    return replace(scene, ego=torch.zeros_like(scene.ego), **changes)
+
+
+def agents_of(scene: Scene, tracks: Tracks) -> Agents:
+    """Return coded tracks as the model reads them."""
+    before = torch.cat((tracks.pose[:, :, :1], tracks.pose[:, :, :-1]), dim=2)
+    known = tracks.valid & functional.pad(tracks.valid[:, :, :-1], (1, 0))
+    return Agents(tracks.pose, before, known, tracks.velocity, tracks.valid, scene.size, scene.kind)
+
+
+def token_losses(model: BehaviorModel, scene: Scene, tracks: Tracks, phase: int) -> tuple[Tensor, Tensor]:
+    """Return the cross entropy (n,) of every coded token and the kind (n,) of its agent."""
+    at = torch.arange(phase, scene.steps, model.config.decision_ticks)
+    signals = (scene.signal_position[..., :2], scene.signal_heading, scene.signal_state[..., at], scene.signal_valid[..., at])
+    agents = agents_of(scene, tracks)
+    features, _ = model.advance(agents, signals, model.encode_map(scene), model.empty_cache(scene))
+    kind = scene.kind[..., None].expand(tracks.coded.shape)[tracks.coded]
+    scores = model.head(features[:, :, :-1][tracks.coded], kind)
+    return functional.cross_entropy(scores, tracks.token[tracks.coded], reduction="none"), kind
+
+
+class Trainer:
+    """Everything that a checkpoint has to hold: the weights, their average, the optimiser, the random generator, the step."""
+
+    def __init__(self, args: Args, vocabulary: MotionVocabulary):
+        self.args, self.step = args, 0
+        torch.manual_seed(args.seed)
+        known = {name for name in BehaviorConfig.__dataclass_fields__ if not name.startswith("vocabulary")}
+        if unknown := sorted(set(args.model) - known):
+            raise ValueError(f"--model {' '.join(unknown)}: no such size; there are {', '.join(sorted(known))}")
+        config = BehaviorConfig(len(vocabulary), vocabulary.checksum(), **args.model)
+        self.model, self.average = BehaviorModel(config, vocabulary), BehaviorModel(config, vocabulary).eval()
+        self.average.load_state_dict(self.model.state_dict())
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        rest = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
+        self.generator = seeded_generator(args.seed, "behavior training")
+
+    def learn(self, scene: Scene) -> float:
+        """Take one optimiser step on a batch of scenes; return the mean cross entropy."""
+        warmup = max(self.args.steps // 20, 1)
+        progress = max(self.step - warmup, 0) / max(self.args.steps - warmup, 1)
+        rate = self.args.learning_rate * min((self.step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * progress)) + 0.01)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        phase = int(torch.randint(self.model.config.decision_ticks, (), generator=self.generator))
+        tracks = self.model.vocabulary.encode(scene, phase, self.args.noise, self.generator)
+        loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {self.step}: lower --learning-rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(self.args.average, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        self.step += 1
+        return loss.item()
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.safetensors`, whole or not at all, and the averaged model."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors["generator"] = self.generator.get_state()
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        partial = folder / "checkpoint.safetensors.partial"
+        content = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(content, partial, metadata={"step": str(self.step)})
+        os.replace(partial, folder / "checkpoint.safetensors")
+        self.average.save_pretrained(folder / "model")
+
+    def load(self, folder: Path) -> None:
+        """Go on from the folder's checkpoint.
+
+        Raises:
+            ValueError: there is none, or it is broken or of other sizes.
+        """
+        path = folder / "checkpoint.safetensors"
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.step = int(file.metadata()["step"])
+            part = lambda head: {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}  # noqa: E731
+            self.model.load_state_dict(part("model."))
+            self.average.load_state_dict(part("average."))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: cannot resume from it ({str(error).splitlines()[0]}): start afresh in another folder"
+            ) from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.generator.set_state(tensors["generator"])
+
+
+def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: torch.Generator) -> Scene:
+    """Return a batch of random windows: first the folder by its weight, then a scene of it, then where the window starts."""
+    steps = args.decisions * ticks + ticks
+    weights = torch.tensor([source.weight for source in sources])
+    windows = []
+    for place in torch.multinomial(weights, args.batch, replacement=True, generator=generator).tolist():
+        source = sources[place]
+        row = int(torch.randint(len(source.dataset), (), generator=generator))
+        scene = source.dataset.load([row])
+        start = int(torch.randint(max(scene.steps - steps, 0) + 1, (), generator=generator))
+        windows.append(crop(scene, start, steps, args.agents, args.polylines))
+    return stack(windows)
+
+
+def chunks(source: Source, args: Args, size: int = 8) -> Iterator[Scene]:
+    """Yield the scenes of a folder whole, cropped in space, a few at a time."""
+    for rows in torch.arange(len(source.dataset)).split(size):
+        scenes = [source.dataset.load([row]) for row in rows.tolist()]
+        yield stack([crop(scene, 0, scene.steps, args.agents, args.polylines) for scene in scenes])
+
+
+@torch.no_grad()
+def validate(model: BehaviorModel, sources: Sequence[Source], args: Args) -> dict[str, float]:
+    """Return cross entropy by kind, and minADE of 6 futures over 3 s with the ego on its log, on the held-out scenes."""
+    losses: dict[AgentKind, list[Tensor]] = {kind: [] for kind in MOVING_KINDS}
+    errors = []
+    generator = seeded_generator(args.seed, "behavior validation")
+    for source in sources:
+        for scenes in chunks(source, args):
+            loss, kind = token_losses(model, scenes, model.vocabulary.encode(scenes), 0)
+            for each in MOVING_KINDS:
+                losses[each].append(loss[kind == each])
+            futures = simulate(LearnedWorld(model), scenes, 6, 30, generator)
+            error, counted = min_average_displacement(futures, scenes, 30)
+            errors.append(error[counted])
+    found = {f"validation_loss_{kind.name.lower()}": torch.cat(parts) for kind, parts in losses.items()}
+    result = {name: values.mean().item() for name, values in found.items() if len(values)}
+    return result | {
+        "validation_loss": torch.cat(list(found.values())).mean().item(),
+        "min_ade_3s": torch.cat(errors).mean().item(),
+    }
+
+
+def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw training and validation loss and minADE over the steps into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, name, label, colour in (
+        (left, "loss", "training (disturbed past)", "#999999"),
+        (left, "validation_loss", "validation", "#0072B2"),
+        (right, "min_ade_3s", "validation", "#D55E00"),
+    ):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(
+            *zip(*points, strict=True) if points else ([], []), label=label, color=colour, marker="o" if len(points) < 40 else ""
+        )
+    left.set(xlabel="optimiser step", ylabel="cross entropy of the next token (nats)", title="Loss")
+    right.set(xlabel="optimiser step", ylabel="minADE, 6 futures, 3 s (m)", title="Open-loop error")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    pyplot.close(figure)
+    os.replace(partial, path)
+
+
+def find_vocabulary(sources: Sequence[Source], args: Args) -> MotionVocabulary:
+    """Build the motion vocabulary from at most 300 scenes of each training folder."""
+    generator = seeded_generator(args.seed, "vocabulary")
+
+    def scenes() -> Iterator[Scene]:
+        for source in sources:
+            order = torch.randperm(len(source.dataset), generator=generator)[:300]
+            yield from (source.dataset.load([row]) for row in order.tolist())
+
+    ticks = args.model.get("decision_ticks", BehaviorConfig.decision_ticks)
+    sizes = {kind: args.vehicle_tokens if kind == AgentKind.VEHICLE else args.other_tokens for kind in MOVING_KINDS}
+    return build_vocabulary(collect_motions(scenes(), ticks), sizes, generator)
+
+
+def main(args: Args) -> Path:
+    """Train; return the folder of the finished model.
+
+    Raises:
+        ValueError: data or arguments do not fit.
+        FileExistsError: the run folder exists and `resume` is not set.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
+    trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
+    if shared := trained & kept:
+        raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
+    if args.resume:
+        vocabulary = MotionVocabulary.load(args.out / "model" / "vocabulary.safetensors")
+        trainer = Trainer(args, vocabulary)
+        trainer.load(args.out)
+        run = resume_run(args.out, trainer.step)
+    else:
+        run = start_run(args.out, "train behavior", json.loads(json.dumps(asdict(args), default=str)), args.seed)
+        trainer = Trainer(args, find_vocabulary(sources, args))
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
+    with Progress(*columns) as progress:
+        bar = progress.add_task("training", total=args.steps, completed=trainer.step, loss=math.nan)
+        results = _loop(trainer, sources, held_out, run, lambda loss: progress.update(bar, advance=1, loss=loss))
+    run.finish(results)
+    return args.out / "model"
+
+
+def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source], run: Run, show: Any) -> dict[str, float]:
+    """Run the remaining steps; return the last validation's numbers."""
+    args, recent, clock, results = trainer.args, [], time.monotonic(), {}
+    while trainer.step < args.steps:
+        scene = draw_batch(sources, args, trainer.model.config.decision_ticks, trainer.generator)
+        recent.append(trainer.learn(scene))
+        show(recent[-1])
+        if trainer.step % 20 == 0 or trainer.step == args.steps:
+            rate = len(recent) / (time.monotonic() - clock)
+            run.log(trainer.step, loss=sum(recent) / len(recent), steps_per_second=rate)
+            recent, clock = [], time.monotonic()
+        if trainer.step % args.evaluate_every == 0 or trainer.step == args.steps:
+            results = validate(trainer.average, held_out, args)
+            run.log(trainer.step, **results)
+            trainer.save(run.folder)
+            plot_curves(read_metrics(run.folder), run.folder / "learning_curves.png")
+            clock = time.monotonic()
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    return results | {"parameters": parameters, "optimiser_steps": trainer.step}
