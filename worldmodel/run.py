@@ -107,6 +107,11 @@ def whole_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: in
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def dated_folder(command: str) -> Path:
+    """Return `runs/<command>-<date>-<time>`, where a run goes that was not told where to."""
+    return Path("runs") / f"{command.replace(' ', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
 def require_free(folder: Path) -> None:
     """Raise FileExistsError if `folder` is a file or holds anything."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

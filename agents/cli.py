@@ -1,0 +1,124 @@
+"""The command line `worldloop`: one table of commands, one typed `Args` each, one way to report errors.
+
+Nothing heavy is imported before a command runs, so that `worldloop --help` answers at once. Errors that a user can mend
+(`USER_ERRORS`) are printed as one message and end with exit code 2; a run in which scenarios failed ends with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+"""What is reported without a traceback: bad values and scenes (`InvalidSceneError`, `DataError`), files, missing extras."""
+
+TRACEBACK = "WORLDLOOP_TRACEBACK"
+"""Environment variable that makes such errors show where they came from."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: the module and the names of its arguments and its function, and what it does in one line."""
+
+    module: str
+    arguments: str
+    function: str
+    summary: str
+
+    def load(self) -> tuple[type, Callable[..., int | Path | None]]:
+        """Import the module; return its dataclass of arguments and its function, which returns an exit code, a path, or None."""
+        module = importlib.import_module(self.module, __package__)
+        return getattr(module, self.arguments), getattr(module, self.function)
+
+
+COMMANDS = {
+    "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
+    "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
+    "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
+    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, CommonRoad) into scenes"),
+    "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
+    "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; return the exit code: 0 well, 1 some scenarios failed, 2 an error that the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(stderr=True, highlight=False)
+    try:
+        name = find_command(words)
+        if name is None:
+            overview(Console(highlight=False))
+            return 0
+        command = COMMANDS[name]
+        args_type, function = command.load()
+        args = tyro.cli(args_type, prog=f"worldloop {name}", args=words[len(name.split()) :])
+        result = function(args)
+        if isinstance(result, Path):
+            print(result)
+        return result if isinstance(result, int) else 0
+    except USER_ERRORS as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        console.print("[bold red]error:[/] ", end="")
+        console.print(describe_error(error), markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing half-written was left", markup=False)
+        return 130
+
+
+def find_command(words: Sequence[str]) -> str | None:
+    """Return the command that the words begin with, None if they ask for the overview.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        return None
+    if words[0] == "--version":
+        print(f"worldloop {version('worldloop')}")
+        raise SystemExit(0)
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in COMMANDS:
+            return name
+    if any(name.startswith(f"{words[0]} ") for name in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
+        return None
+    typed = " ".join(word for word in words[:2] if not word.startswith("-"))
+    near = difflib.get_close_matches(typed, COMMANDS, n=1)
+    hint = f" (did you mean `worldloop {near[0]}`?)" if near else ""
+    raise ValueError(f"there is no command {typed!r}{hint}: choose one of {', '.join(COMMANDS)}")
+
+
+def overview(console: Console) -> None:
+    """Print what worldloop is and its commands."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, command in COMMANDS.items():
+        table.add_row(f"[bold]worldloop {name}[/]", command.summary)
+    console.print("worldloop: a learned driving world that answers what the ego does\n")
+    console.print(table)
+    console.print("\n`worldloop COMMAND --help` tells a command's arguments, with an example.", markup=False)
+    console.print(f"{TRACEBACK}=1 in the environment shows where an error came from.", markup=False)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's message on one line, with what the class alone says."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""`worldloop data import`, `worldloop data generate`, `worldloop data info`: scenes in, and what they hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from tyro.conf import Positional
+
+from ..worldmodel.data import SceneDataset, ShardWriter, describe, import_scenes
+from ..worldmodel.networks import TEMPLATES
+from ..worldmodel.run import dated_folder, whole_run, write_csv, write_json
+from ..worldmodel.scene import LAYOUT, Scene
+from ..worldmodel.sumo import generate
+
+JOB_SCENES = 16
+"""Scenes that a worker makes at once at the most: those of one simulation."""
+
+JOBS_APART = 100_000
+"""Keeps the seeds of the jobs of two runs apart."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Turn recordings into a data set of scenes that worldloop reads.
+
+    Writes the folder DST (index.json and shards in safetensors), under its final name only once it is whole; a killed import
+    leaves at most DST.partial, which the next one removes. The run folder gets run.json, and skipped.csv with what was left out.
+
+    Example: worldloop data import pandaset recordings/pandaset scenes/pandaset
+    """
+
+    format: Positional[str]
+    """What the recordings are: pandaset (reconstructed NNN.json.gz) or commonroad (2018b/2020a XML, also gzipped)."""
+    src: Positional[Path]
+    """Folder of recordings, or one file."""
+    dst: Positional[Path]
+    """Folder to make."""
+    overwrite: bool = False
+    """Replace a data set that is there already."""
+    out: Path | None = None
+    """Run folder, runs/data-import-DATE if not given."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make scenes by driving SUMO, on networks drawn from templates or on your own.
+
+    Needs the extra: pip install "worldloop[sumo]". Every simulation draws another network, other drivers and other signals; the
+    same arguments give the same scenes, however many workers there are. Writes the folder DST under its final name only once it
+    is whole; the run folder gets run.json and scenes.csv.
+
+    Example: worldloop data generate scenes/generated --scenes 200
+    """
+
+    dst: Positional[Path]
+    """Folder to make."""
+    templates: tuple[str, ...] = ()
+    """Kinds of places: crossing, roundabout, t_priority, merge, arterial; all of them in turn if not given."""
+    config: Path | None = None
+    """Drive your own network instead: a .sumocfg that names network and demand."""
+    scenes: int = 100
+    """How many scenes to make."""
+    steps: int = 111
+    """Length of a scene in steps of 0.1 s, the second of history included."""
+    seed: int = 0
+    """Seed of networks and traffic."""
+    workers: int = 0
+    """Processes; SUMO holds one simulation in each. 0: one for each core."""
+    overwrite: bool = False
+    """Replace a data set that is there already."""
+    out: Path | None = None
+    """Run folder, runs/data-generate-DATE if not given."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a data set holds: scenes, hours, road users by kind, speeds, roads by kind.
+
+    Prints a table; the run folder gets it as info.json and info.csv.
+
+    Example: worldloop data info scenes/pandaset
+    """
+
+    dst: Positional[Path]
+    """Folder of a data set."""
+    out: Path | None = None
+    """Run folder, runs/data-info-DATE if not given."""
+
+
+def run_import(args: Import) -> None:
+    """Import with a progress bar, then say what came in, and what was left out and why."""
+    console = Console(highlight=False)
+    out = args.out or dated_folder("data import")
+    with whole_run(out, "data import", asdict(args), seed=0) as run:
+        with _bar(args.format) as tell:
+            done = import_scenes(args.format, args.src, args.dst, overwrite=args.overwrite, progress=tell)
+        write_csv(run.folder / "skipped.csv", [asdict(skipped) for skipped in done.skipped])
+        counts = {name: value for name, value in asdict(done).items() if isinstance(value, int)}
+        run.finish(counts | {"skipped": len(done.skipped), "scenes_per_second": done.scenes / done.seconds})
+    for line in (*done.notices, *(f"left out {skipped.source}: {skipped.reason}" for skipped in done.skipped)):
+        console.print(line, markup=False)
+    console.print(
+        f"{done.scenes} scenes from {done.files} files ({done.agents} road users, {done.agent_steps} agent-steps, "
+        f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",
+        markup=False,
+    )
+
+
+def run_generate(args: Generate) -> None:
+    """Generate in parallel with a progress bar."""
+    if args.scenes < 1 or args.workers < 0:
+        raise ValueError(f"found --scenes {args.scenes} and --workers {args.workers}, wanted at least 1 scene and 0 workers")
+    if args.config and args.templates:
+        raise ValueError("found both --config and --templates, wanted one of them")
+    sources = (str(args.config),) if args.config else args.templates or TEMPLATES
+    size = min(JOB_SCENES, -(-args.scenes // len(sources)))
+    jobs = [
+        (sources[number % len(sources)], args.seed * JOBS_APART + number, min(size, args.scenes - first), args.steps)
+        for number, first in enumerate(range(0, args.scenes, size))
+    ]
+    generate(*jobs[0][:3], steps=args.steps)  # complains about its arguments here, and not in a worker
+    out, done, rows = args.out or dated_folder("data generate"), 0, []
+    with (
+        whole_run(out, "data generate", asdict(args), args.seed) as run,
+        ShardWriter(args.dst, overwrite=args.overwrite) as writer,
+        ProcessPoolExecutor(args.workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
+        _bar("scenes") as tell,
+    ):
+        tell(0, args.scenes, "")
+        try:
+            for (source, seed, count, _), parts in zip(jobs, pool.map(_simulate, *zip(*jobs, strict=True)), strict=True):
+                for id, recipe, arrays in parts:
+                    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                    writer.add(Scene(id=(id,), recipe=(recipe,), **tensors), source=source)
+                    rows.append({"scene": id, "source": source, "seed": seed})
+                done += count
+                tell(done, args.scenes, source)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        write_csv(run.folder / "scenes.csv", rows)
+        run.finish({"scenes": len(rows)})
+    Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False)
+
+
+def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str, str, dict[str, np.ndarray]]]:
+    """Work of one process: id, recipe and arrays of each scene, which travel between processes more plainly than tensors."""
+    torch.set_num_threads(1)
+    made = list(generate(source, seed, scenes, steps=steps))
+    return [(scene.id[0], scene.recipe[0], {name: getattr(scene, name).numpy() for name in LAYOUT}) for scene in made]
+
+
+def run_info(args: Info) -> None:
+    """Print the table, a column a split."""
+    out = args.out or dated_folder("data info")
+    with whole_run(out, "data info", asdict(args), seed=0) as run:
+        rows = describe(SceneDataset(args.dst))
+        write_json(run.folder / "info.json", rows)
+        write_csv(run.folder / "info.csv", rows)
+        run.finish({"splits": rows})
+    table = Table(title=str(args.dst), title_justify="left")
+    table.add_column("")
+    for row in rows:
+        table.add_column(str(row["split"]), justify="right")
+    for name in rows[0]:
+        if name != "split" and any(row[name] for row in rows):
+            table.add_row(name.replace("_", " "), *(_number(row[name]) for row in rows))
+    Console(highlight=False).print(table)
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar; yields the function to call with (done, total, name of what is at hand)."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total, name: progress.update(task, completed=done, total=total, description=name)
