@@ -1,9 +1,9 @@
 """CommonRoad scenarios, XML 2018b and 2020a, plain or gzipped: lanelets, signals, obstacles.
 
-The planning problem's own vehicle is not in the log (of the NGSIM scenarios its start lies at least 2.6 m from every recorded car),
-so the ego is a recorded vehicle, chosen by rule (`choose_ego`): replay, route and scoring need its log. The present is step 10
-after the first recorded one. Recorded tracks jitter, so they are smoothed (`geometry.smooth_track`). Scenarios whose `source`
-says that the recording was edited are skipped.
+The planning problem's own vehicle is not in the log (in the NGSIM scenarios its start lies at least 2.6 m from every recorded
+car), so the ego is a recorded vehicle, chosen by rule (`choose_ego`): replay, route and scoring need its log. The present is
+step 10 after the first recorded one. Recorded tracks jitter, so they are smoothed (`geometry.smooth_track`). Scenarios whose
+`source` says that the recording was edited are skipped.
 
 Althoff, Koschi, Manzinger: CommonRoad: Composable Benchmarks for Motion Planning on Roads, IV 2017; the formats are described in
 "CommonRoad: Documentation of the XML Format", versions 2018b and 2020a.
@@ -46,8 +46,8 @@ TYPES: dict[str, tuple[AgentKind, float]] = {
     "bicycle": (AgentKind.CYCLIST, 1.7),
     "pedestrian": (AgentKind.PEDESTRIAN, 1.7),
 }
-"""Kind and height in metres by obstacle type (the format has no heights); what is not named here and stands is an object 1 m high,
-what is not named and moves is a vehicle."""
+"""Kind and height in metres by obstacle type (the format has no heights); what is not named here and stands is an object 1 m
+high, what is not named and moves is a vehicle."""
 
 COLOURS = {
     "red": SignalState.STOP,
@@ -104,7 +104,7 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
         return
     try:
         yield _scene(root, file)
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
+    except KeyError as error:
         raise DataError(f"{file}: lacks an element of the CommonRoad format ({error}): validate it against the schema") from error
 
 
@@ -118,7 +118,8 @@ def _parse(file: Path) -> Element:
     version = root.get("commonRoadVersion", "none")
     if root.tag != "commonRoad" or version not in VERSIONS:
         raise DataError(
-            f"{file}: root element <{root.tag}> of version {version}, wanted <commonRoad> of {' or '.join(VERSIONS)}: convert it first"
+            f"{file}: root element <{root.tag}> of version {version}, wanted <commonRoad> of {' or '.join(VERSIONS)}: "
+            "convert it first"
         )
     return root
 
@@ -148,6 +149,7 @@ def _scene(root: Element, file: Path) -> Scene | Skipped:
     seen = smooth.valid[ego]
     return make_scene(
         f"commonroad/{root.get('benchmarkID', file.name.split('.')[0])}",
+        recipe="",
         position=torch.cat((smooth.position, height[..., None]), dim=-1),
         heading=smooth.heading,
         velocity=smooth.velocity,
@@ -212,11 +214,14 @@ def _shape(element: Element) -> tuple[float, float, float, float, float]:
     rectangle, circle, polygon = element.find("rectangle"), element.find("circle"), element.find("polygon")
     if rectangle is not None:
         length, width = (float(rectangle.findtext(tag, "nan")) for tag in ("length", "width"))
-        turn = float(rectangle.findtext("orientation", "0"))
-        return length, width, turn, *(float(rectangle.findtext(f"center/{axis}", "0")) for axis in "xy")
+        x, y = (float(rectangle.findtext(f"center/{axis}", "0")) for axis in "xy")
+        return length, width, float(rectangle.findtext("orientation", "0")), x, y
     if circle is not None:
         diameter = 2 * float(circle.findtext("radius", "nan"))
-        return diameter, diameter, 0.0, *(float(circle.findtext(f"center/{axis}", "0")) for axis in "xy")
+        x, y = (float(circle.findtext(f"center/{axis}", "0")) for axis in "xy")
+        return diameter, diameter, 0.0, x, y
+    if polygon is None:
+        raise KeyError("<rectangle>, <circle> or <polygon> in <shape>")
     points = point_list(polygon)[:, :2]
     low, high = points.amin(dim=0), points.amax(dim=0)
     length, width = (high - low).tolist()
@@ -230,11 +235,11 @@ def _track(element: Element, step_size: float) -> Track | None:
         return None
     static = element.tag == "staticObstacle" or element.findtext("role") == "static"
     kind, height = TYPES.get(element.findtext("type", ""), (AgentKind.OBJECT, 1.0) if static else (AgentKind.VEHICLE, 1.5))
-    states = [element.find("initialState"), *([] if static else element.findall("trajectory/state"))]
-    time = torch.tensor([_number(state.find("time")) for state in states], dtype=torch.float64) * step_size
-    position = torch.tensor([_place(state.find("position")) for state in states], dtype=torch.float64)
-    heading = torch.tensor([_number(state.find("orientation")) for state in states], dtype=torch.float64)
-    length, width, turn, x, y = _shape(element.find("shape"))
+    states = [_child(element, "initialState"), *([] if static else element.findall("trajectory/state"))]
+    time = torch.tensor([_number(_child(state, "time")) for state in states], dtype=torch.float64) * step_size
+    position = torch.tensor([_place(_child(state, "position")) for state in states], dtype=torch.float64)
+    heading = torch.tensor([_number(_child(state, "orientation")) for state in states], dtype=torch.float64)
+    length, width, turn, x, y = _shape(_child(element, "shape"))
     offset = torch.stack((heading.cos() * x - heading.sin() * y, heading.sin() * x + heading.cos() * y), dim=-1)
     return Track(time, position + offset, heading + turn, (length, width, height), kind, static)
 
@@ -266,27 +271,24 @@ def _on_grid(tracks: list[Track], start: float, steps: int) -> tuple[Tensor, Ten
 def _signals(root: Element, roads: RoadMap, first: int, steps: int, step_size: float) -> dict[str, Tensor]:
     """Return the signal fields: one signal for each lanelet that refers to a traffic light.
 
-    Where several lights stand on one lanelet, the one for all directions is taken, else the one for straight on, else the first: a
-    `Scene` has one signal a lane.
+    Where several lights stand on one lanelet, the one for all directions is taken, else the one for straight on, else the first:
+    a `Scene` has one signal a lane.
     """
     lights = {light.get("id"): light for light in root.findall("trafficLight")}
     time = first + (torch.arange(steps) * (TIME_STEP / step_size)).floor().long()
+    rank = {"all": 0, "straight": 1}
     rows = []
     for lanelet, references in roads.lights.items():
         known = [lights[reference] for reference in references if reference in lights]
-        known.sort(
-            key=lambda light: (
-                ("all", "straight").index(d) if (d := light.findtext("direction", "all")) in ("all", "straight") else 2
-            )
-        )
-        if not known or known[0].find("cycle") is None:
+        light = min(known, key=lambda light: rank.get(light.findtext("direction", "all"), 2), default=None)
+        if light is None or light.find("cycle") is None:
             continue
-        cycle = known[0].find("cycle")
+        cycle = _child(light, "cycle")
         duration = torch.tensor([int(_text(entry, "duration")) for entry in cycle.findall("cycleElement")])
         colour = torch.tensor([COLOURS[_text(entry, "color")] for entry in cycle.findall("cycleElement")])
         phase = torch.remainder(time - int(cycle.findtext("timeOffset", "0")), duration.sum())
         state = colour[torch.searchsorted(duration.cumsum(0), phase, right=True)]
-        if known[0].findtext("active", "true").strip() == "false":
+        if light.findtext("active", "true").strip() == "false":
             state = torch.full_like(state, SignalState.UNKNOWN)
         rows.append((*roads.stop_point(lanelet), state))
     if not rows:
@@ -301,8 +303,12 @@ def _signals(root: Element, roads: RoadMap, first: int, steps: int, step_size: f
     }
 
 
-def _text(element: Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if text is None:
+def _child(element: Element, tag: str) -> Element:
+    found = element.find(tag)
+    if found is None:
         raise KeyError(f"<{tag}> in <{element.tag}>")
-    return text.strip()
+    return found
+
+
+def _text(element: Element, tag: str) -> str:
+    return (_child(element, tag).text or "").strip()

@@ -94,7 +94,8 @@ def read_map(root: Element, file: Path) -> RoadMap:
         lanelet = _lanelet(element, signs)
         if len(lanelet.left) != len(lanelet.right) or len(lanelet.left) < 2:
             raise DataError(
-                f"{file}: lanelet {lanelet.id}: bounds of {len(lanelet.left)} and {len(lanelet.right)} points, wanted equally many"
+                f"{file}: lanelet {lanelet.id}: bounds of {len(lanelet.left)} and {len(lanelet.right)} points, "
+                "wanted equally many"
             )
         if lanelet.id in inside and lanelet.kind == PolylineKind.LANE:
             lanelet.kind = PolylineKind.JUNCTION_LANE
@@ -291,7 +292,8 @@ class RoadMap:
             line = self._lines[row][:, :2]
             for vertex in line if forwards else line.flip(0):
                 step = vertex - points[-1]
-                if float(step @ direction) > 0.3 and left > 0:
+                nearest = 5.0 if len(points) == 1 else 0.3  # glides from the track onto the centreline
+                if float(step @ direction) > nearest and left > 0:
                     points.append(vertex)
                     left -= float(step.norm())
                     direction = step / step.norm()
@@ -374,7 +376,7 @@ def road_edges(lanelets: dict[str, Lanelet]) -> list[Tensor]:
     return lines
 
 
-def _open_ring(ring: shapely.LinearRing, ends: shapely.MultiLineString) -> list[shapely.LineString]:
+def _open_ring(ring: shapely.LinearRing, ends: shapely.MultiLineString) -> list[shapely.Geometry]:
     """Return the parts of a closed border that do not run along the map's ends, vertices at most 2.5 m apart."""
     points = shapely.get_coordinates(shapely.segmentize(ring.simplify(0.05), 1.0))[:-1]
     keep = np.ones(len(points), dtype=bool) if ends.is_empty else shapely.distance(shapely.points(points), ends) > GAP

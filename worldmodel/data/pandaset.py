@@ -121,6 +121,7 @@ def _scene(record: dict[str, Any], file: Path) -> Scene:
     course = label.heading[keep]
     return make_scene(
         f"pandaset/{name}",
+        recipe="",
         position=torch.cat((label.position[keep], height[keep][..., None]), dim=-1),
         heading=course,
         velocity=label.velocity[keep],

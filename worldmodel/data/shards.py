@@ -236,6 +236,32 @@ class SceneDataset:
             raise KeyError(f"{self.path}: no scene {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
         return self._number[name]
 
+    def sizes(self) -> dict[str, int]:
+        """Return the largest size of every dimension (but B) over all scenes, from the shards' headers alone.
+
+        Raises:
+            DataError: a shard is damaged.
+        """
+        largest: dict[str, int] = {}
+        for entry in self.entries:
+            for field in ("position", "polyline", "lane_link", "signal_state", "route"):
+                try:
+                    shape = self._file(entry).get_slice(f"{entry['number']}/{field}").get_shape()
+                except SafetensorError as error:
+                    raise DataError(
+                        f"{self.path / entry['file']}: scene {entry['id']} cannot be read ({error}): import the data again"
+                    ) from error
+                for letter, size in zip(LAYOUT[field][0][1:], shape, strict=True):
+                    if isinstance(letter, str):
+                        largest[letter] = max(largest.get(letter, 0), size)
+        return largest
+
+    def _file(self, entry: dict[str, Any]) -> Any:
+        """Open the shard of an entry, once."""
+        if entry["file"] not in self._files:
+            self._files[entry["file"]] = _open_shard(self.path / entry["file"])
+        return self._files[entry["file"]]
+
     def load(self, which: Sequence[int | str] | int | str) -> Scene:
         """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
 
@@ -267,10 +293,9 @@ class SceneDataset:
     def _read(self, number: int) -> Scene:
         entry = self.entries[number]
         file, name = self.path / entry["file"], entry["id"]
-        if entry["file"] not in self._files:
-            self._files[entry["file"]] = _open_shard(file)
+        shard = self._file(entry)
         try:
-            tensors = {field: self._files[entry["file"]].get_tensor(f"{entry['number']}/{field}")[None] for field in LAYOUT}
+            tensors = {field: shard.get_tensor(f"{entry['number']}/{field}")[None] for field in LAYOUT}
         except SafetensorError as error:
             raise DataError(f"{file}: scene {name} cannot be read ({error}): import the data again") from error
         scene = Scene(id=(name,), recipe=(entry["recipe"],), **tensors)
