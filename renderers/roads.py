@@ -1,0 +1,213 @@
+"""The static part of bird's-eye pictures: the map of one scene as coloured polygons in metres, in painter's order.
+
+Roads are drawn as maps are: first a wider rim under every surface, then the surfaces, so that lanes that touch melt into one road
+with a kerb around it. Where a scene records no lane markings, they follow from the lane graph: dashed where a lane has a
+neighbour to change to, solid where it has none. Where it records markings alone (PandaSet), a lane's width of asphalt is drawn on
+either side of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+
+from ..worldmodel.scene import LaneLinkKind, PolylineKind, Scene
+from . import palette
+from .palette import Colour
+
+DRIVEN = (PolylineKind.LANE, PolylineKind.JUNCTION_LANE, PolylineKind.BIKE_LANE)
+USUAL_WIDTH = {
+    PolylineKind.LANE: 3.5,
+    PolylineKind.JUNCTION_LANE: 3.5,
+    PolylineKind.BIKE_LANE: 1.5,
+    PolylineKind.WALKWAY: 2.0,
+}
+"""Metres, for lanes of unknown width (0 in the scene)."""
+
+KERB_WIDTH = 0.3
+OVERLAP = 0.3
+LINE_WIDTH = 0.16
+DASH, GAP = 3.0, 6.0
+"""Metres painted and left out of a broken lane line (Vienna Convention practice in towns)."""
+
+STRIPE, STRIPE_SPACING = 0.5, 1.0
+ARROW_SPACING = 30.0
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Filled polygons in painter's order.
+
+    Attributes:
+        points: (N, 2) metres, all polygons one after the other.
+        first: (M + 1,) where each polygon starts in `points`.
+        colours: M colours.
+        low: (M, 2) and
+        high: (M, 2), the bounding boxes, with which what is out of sight is left out.
+    """
+
+    points: np.ndarray
+    first: np.ndarray
+    colours: list[Colour]
+    low: np.ndarray
+    high: np.ndarray
+
+
+def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
+    """Return the outline (2 n, 2) of a band of `width` (or (n,) widths) metres around an open line (n, 2), n >= 2."""
+    offset = 0.5 * np.broadcast_to(np.asarray(width, dtype=np.float64), (len(line),))[:, None] * _left_normals(line)
+    return np.concatenate((line + offset, (line - offset)[::-1]))
+
+
+def _surface(line: np.ndarray, width: float) -> np.ndarray:
+    """A ribbon a little longer than its line, so that no crack shows where the next one goes on at an angle."""
+    start, end = line[0] - line[1], line[-1] - line[-2]
+    longer = line.copy()
+    longer[0] += OVERLAP * start / np.hypot(*start)
+    longer[-1] += OVERLAP * end / np.hypot(*end)
+    return ribbon(longer, width)
+
+
+def _left_normals(line: np.ndarray) -> np.ndarray:
+    """Vectors (n, 2) to the left at each vertex, mitred: moved along them a line stays parallel to itself."""
+    step = np.diff(line, axis=0)
+    normal = np.stack((-step[:, 1], step[:, 0]), axis=1) / np.maximum(np.hypot(*step.T), 1e-9)[:, None]
+    before, after = np.concatenate((normal[:1], normal)), np.concatenate((normal, normal[-1:]))
+    # |before + after|^2 / 2 = 1 + cos(turn); its floor keeps the mitre of a hairpin short.
+    return (before + after) / np.maximum(1 + (before * after).sum(axis=1), 0.4)[:, None]
+
+
+def clean_line(line: np.ndarray) -> np.ndarray:
+    """Return the line (n, 2) without points closer than 5 cm to the one before."""
+    keep = np.ones(len(line), dtype=bool)
+    keep[1:] = np.hypot(*np.diff(line, axis=0).T) > 0.05
+    return line[keep]
+
+
+def dashes(line: np.ndarray, on: float, off: float) -> list[np.ndarray]:
+    """Return the painted pieces (3, 2) of a broken line along (n, 2): `on` metres long, `off` metres apart, evenly placed."""
+    arc = np.concatenate(([0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()))
+    count = max(int(round(arc[-1] / (on + off))), 1)
+    period = arc[-1] / count
+    start = (np.arange(count) + 0.5 * off / (on + off)) * period
+    at = start[:, None] + np.array([0.0, 0.5, 1.0]) * period * on / (on + off)
+    return list(np.stack((np.interp(at, arc, line[:, 0]), np.interp(at, arc, line[:, 1])), axis=-1))
+
+
+def crosswalk_stripes(outline: np.ndarray) -> list[np.ndarray]:
+    """Return the painted stripes of a crosswalk (polygons) given its outline (n, 2): across its longer side."""
+    polygon = shapely.make_valid(shapely.Polygon(outline))
+    box = shapely.oriented_envelope(polygon)
+    if not isinstance(box, shapely.Polygon):  # an outline without area
+        return []
+    corner = shapely.get_coordinates(box)
+    along, across = corner[1] - corner[0], corner[3] - corner[0]
+    if np.hypot(*along) < np.hypot(*across):
+        along, across = across, along
+    length = np.hypot(*along)
+    count = max(int(length / STRIPE_SPACING), 1)
+    middle = (np.arange(count) + 0.5) / count * length
+    stripes = [
+        corner[0] + along / length * (at + np.array([-0.5, 0.5, 0.5, -0.5])[:, None] * STRIPE) + across * [[0], [0], [1], [1]]
+        for at in middle
+    ]
+    pieces = shapely.get_parts(shapely.intersection(shapely.polygons(np.stack(stripes)), polygon))
+    return [shapely.get_coordinates(piece.exterior)[:-1] for piece in pieces if isinstance(piece, shapely.Polygon) and piece.area]
+
+
+def map_shapes(scene: Scene, row: int) -> Shapes:
+    """Return the map of scene `row` of a batch as polygons, in painter's order."""
+    kinds = scene.polyline_kind[row].tolist()
+    counts = scene.polyline_valid[row].sum(dim=-1).tolist()
+    points = scene.polyline[row, :, :, :2].double().numpy()
+    lines = {index: clean_line(points[index, :count]) for index, count in enumerate(counts) if count >= 2}
+    lines = {index: line for index, line in lines.items() if len(line) >= 2}
+    of_kind = {kind: [index for index in lines if kinds[index] == kind] for kind in PolylineKind}
+    widths = _widths(scene, row, kinds)
+
+    painted: list[tuple[Colour, np.ndarray]] = []
+    if not any(of_kind[kind] for kind in DRIVEN):
+        asphalt, width = palette.SURFACE[PolylineKind.LANE], 2 * USUAL_WIDTH[PolylineKind.LANE]
+        painted += [(asphalt, _surface(lines[index], width)) for index in of_kind[PolylineKind.LANE_MARKING]]
+    for kind in (PolylineKind.WALKWAY, *DRIVEN):
+        rim = 0.0 if kind == PolylineKind.WALKWAY else 2 * KERB_WIDTH
+        colour = palette.KERB if rim else palette.SURFACE[kind]
+        painted += [(colour, _surface(lines[index], widths[index] + rim)) for index in of_kind[kind]]
+    for kind in (PolylineKind.BIKE_LANE, PolylineKind.LANE, PolylineKind.JUNCTION_LANE):
+        painted += [(palette.SURFACE[kind], _surface(lines[index], widths[index] + 0.1)) for index in of_kind[kind]]
+    for index in of_kind[PolylineKind.CROSSWALK]:
+        painted += [(palette.CROSSWALK, stripe) for stripe in crosswalk_stripes(lines[index])]
+    for index in of_kind[PolylineKind.LANE]:
+        painted += [(palette.LANE_ARROW, arrow) for arrow in _lane_arrows(lines[index])]
+    for index in of_kind[PolylineKind.ROAD_EDGE]:
+        painted.append((palette.KERB, ribbon(lines[index], KERB_WIDTH)))
+    painted += [(palette.MARKING, mark) for mark in _markings(scene, row, lines, of_kind, widths)]
+    return _pack(painted)
+
+
+def _widths(scene: Scene, row: int, kinds: list[int]) -> list[float]:
+    usual = {int(kind): width for kind, width in USUAL_WIDTH.items()}
+    known = scene.lane_width[row].tolist()
+    return [width if width > 0 else usual.get(kind, 0.0) for kind, width in zip(kinds, known, strict=True)]
+
+
+def _lane_arrows(line: np.ndarray) -> list[np.ndarray]:
+    """Slim triangles (3, 2) on the lane that show its driving direction."""
+    arc = np.concatenate(([0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()))
+    if arc[-1] < 0.5 * ARROW_SPACING:
+        return []
+    count = max(int(arc[-1] / ARROW_SPACING), 1)
+    at = (np.arange(count) + 0.5) / count * arc[-1]
+    tip, tail = (np.stack([np.interp(at + d, arc, line[:, i]) for i in (0, 1)], axis=1) for d in (1.0, -1.0))
+    side = 0.2 * (tip - tail)[:, ::-1] * [-1, 1]
+    return list(np.stack((tip, tail + side, tail - side), axis=1))
+
+
+def _markings(
+    scene: Scene, row: int, lines: dict[int, np.ndarray], of_kind: dict[PolylineKind, list[int]], widths: list[float]
+) -> list[np.ndarray]:
+    """Recorded lane markings, or those that the lane graph implies."""
+    recorded = of_kind[PolylineKind.LANE_MARKING]
+    if recorded:
+        return [ribbon(dash, LINE_WIDTH) for index in recorded for dash in dashes(lines[index], DASH, GAP)]
+    left, right = _lanes_with_neighbour(scene, row)
+    marks = []
+    for index in of_kind[PolylineKind.LANE]:
+        normal = _left_normals(lines[index])
+        for side, neighbours in ((0.5, left), (-0.5, right)):
+            inset = 0.0 if index in neighbours else np.sign(side) * LINE_WIDTH
+            boundary = clean_line(lines[index] + (side * widths[index] - inset) * normal)
+            if len(boundary) < 2:
+                continue
+            if index not in neighbours:
+                marks.append(ribbon(boundary, LINE_WIDTH))
+            elif side > 0:  # a line between two lanes is painted once, by the one on its right
+                marks += [ribbon(dash, LINE_WIDTH) for dash in dashes(boundary, DASH, GAP)]
+    return marks
+
+
+def _lanes_with_neighbour(scene: Scene, row: int) -> tuple[set[int], set[int]]:
+    """The lanes that have a lane to change to on their left, on their right; a link counts for both of its lanes."""
+    kept = scene.lane_link_valid[row]
+    links, kinds = scene.lane_link[row][kept].tolist(), scene.lane_link_kind[row][kept].tolist()
+    to_left = [link for link, kind in zip(links, kinds, strict=True) if kind == LaneLinkKind.LEFT]
+    to_right = [link for link, kind in zip(links, kinds, strict=True) if kind == LaneLinkKind.RIGHT]
+    left = {a for a, _ in to_left} | {b for _, b in to_right}
+    return left, {a for a, _ in to_right} | {b for _, b in to_left}
+
+
+def _pack(painted: list[tuple[Colour, np.ndarray]]) -> Shapes:
+    if not painted:
+        empty = np.zeros((0, 2))
+        return Shapes(empty, np.zeros(1, dtype=np.int64), [], empty, empty)
+    first = np.concatenate(([0], np.cumsum([len(polygon) for _, polygon in painted])))
+    points = np.concatenate([polygon for _, polygon in painted])
+    return Shapes(
+        points=points,
+        first=first,
+        colours=[colour for colour, _ in painted],
+        low=np.minimum.reduceat(points, first[:-1]),
+        high=np.maximum.reduceat(points, first[:-1]),
+    )
