@@ -41,7 +41,7 @@ PAST_STEPS = 6
 """Values kept of each acceleration: jerk is the change over 0.5 s, about as long as nuPlan's filters smooth over."""
 
 EDGES_NEAR = 64
-"""Edge segments near the ego that are looked at exactly; segments are 1 to 3 m long, so they reach far beyond a truck's corners."""
+"""Edge segments near the ego that are looked at exactly; with segments of 1 to 3 m they reach far beyond a truck's corners."""
 
 WINDOW_BEHIND, WINDOW = 12, 48
 """Route points behind the ego, and in all, between which it is looked for: a route that meets itself again does not confuse."""
@@ -216,8 +216,8 @@ def ego_comfort(past: EgoPast) -> dict[str, Tensor]:
         "longitudinal_jerk": forward,
         "jerk": (forward.square() + lateral.square()).sqrt(),
     }
-    held = [(values[name] >= low) & (values[name] <= high) for name, (low, high) in COMFORT_LIMITS.items()]
-    return {"comfort": sum(one.to(torch.float32) for one in held) / len(held), **values}
+    held = torch.stack([(values[name] >= low) & (values[name] <= high) for name, (low, high) in COMFORT_LIMITS.items()])
+    return {"comfort": held.sum(dim=0) / len(COMFORT_LIMITS), **values}
 
 
 def ego_collision(state: State) -> Tensor:
