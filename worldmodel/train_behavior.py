@@ -1,7 +1,8 @@
 """Train the behaviour model: `worldloop train behavior --data SHARDS ... --out FOLDER`.
 
 One file, one loop: windows of scenes become motion tokens (disturbed, so that the model learns to find back), the model predicts
-each next token, AdamW lowers the cross entropy. The weights that are validated and shipped are an exponential moving average.
+each next token, AdamW lowers the cross entropy. Matrix products are in bfloat16 (measured: 1.5 times the steps per second on two
+AVX-512 cores); the weights that are validated and shipped are an exponential moving average in float32.
 The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to resume from, and `model/` for `from_pretrained`.
 """
 
@@ -172,7 +173,8 @@ class Trainer:
             group["lr"] = rate
         phase = int(torch.randint(self.model.config.decision_ticks, (), generator=self.generator))
         tracks = self.model.vocabulary.encode(scene, phase, self.args.noise, self.generator)
-        loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} at step {self.step}: lower --learning-rate")
         self.optimizer.zero_grad(set_to_none=True)
