@@ -100,7 +100,7 @@ def _add_arm(plan: _Plan, random: Random, name: str, junction: str, at: tuple[fl
     bend = random.uniform(-0.06, 0.06) * arm.length
     along, across = _polar(1.0, arm.angle), _polar(1.0, arm.angle + math.pi / 2)
     points = []
-    for share in (0.0, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0):
+    for share in (0.0, *(0.3 + part * 0.7 / 24 for part in range(25))):
         side = bend * max(share - 0.3, 0.0) ** 2 / 0.49
         points.append(
             (at[0] + share * arm.length * along[0] + side * across[0], at[1] + share * arm.length * along[1] + side * across[1])
@@ -176,7 +176,7 @@ def _roundabout(random: Random) -> _Plan:
     for place, angle in enumerate(angles):
         following = (place + 1) % count
         sweep = (angles[following] - angle) % (2 * math.pi)
-        arc = [_polar(radius, angle + sweep * part / 12) for part in range(13)]
+        arc = [_polar(radius, angle + sweep * part / 48) for part in range(49)]
         shape = " ".join(f"{x:.3f},{y:.3f}" for x, y in arc)
         plan.edge(f"ring{place}", f"r{place}", f"r{following}", ring_lanes, ring_speed, 5, shape=shape)
         lanes = random.choice((1, ring_lanes))
@@ -232,7 +232,7 @@ def _merge(random: Random) -> _Plan:
     plan.edge("after", "nose", "end", lanes, speed, 10, width=width)
     drop = random.uniform(160, 220)
     bend = " ".join(
-        f"{-drop * share:.3f},{-width * lanes - drop * slope * share**2:.3f}" for share in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+        f"{-drop * share:.3f},{-width * lanes - drop * slope * share**2:.3f}" for share in (1 - part / 24 for part in range(25))
     )
     plan.node("ramp_start", -drop, -width * lanes - drop * slope)
     plan.edge("ramp", "ramp_start", "gore", 1, ramp_speed, 5, width=width, shape=bend)
@@ -244,7 +244,7 @@ def _merge(random: Random) -> _Plan:
     if weave:
         bend = " ".join(
             f"{shared + drop * share:.3f},{-width * lanes - drop * slope * share**2:.3f}"
-            for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+            for share in (part / 24 for part in range(25))
         )
         plan.node("exit_end", shared + drop, -width * lanes - drop * slope)
         plan.edge("exit", "nose", "exit_end", 1, ramp_speed, 5, width=width, shape=bend)

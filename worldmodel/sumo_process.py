@@ -35,6 +35,7 @@ _FIXED_OPTIONS = (
     *("--step-length", str(TICK), "--lateral-resolution", "0.8", "--collision.action", "none", "--time-to-teleport", "-1"),
     *("--intermodal-collision.action", "none", "--no-step-log", "true", "--no-warnings", "true", "--verbose", "false"),
     *("--xml-validation", "never", "--xml-validation.net", "never", "--xml-validation.routes", "never", "--end", "1000000"),
+    *("--pedestrian.striping.walkingarea-detail", "24"),
     *("--save-state.rng", "true", "--save-state.transportables", "true", "--save-state.precision", "17"),
 )
 """The sublane model moves vehicles sideways smoothly; nobody is removed or set elsewhere, whatever the ego does."""
@@ -81,7 +82,7 @@ def template_inputs(template: str, seed: int, folder: Path) -> Inputs:
     for option in ("node", "edge", "connection"):
         command += [f"--{option}-files", str(files[f"{option}s"])]
     command += ["--no-turnarounds", "--walkingareas", "--offset.disable-normalization", "--output-file", str(network)]
-    command += ["--junctions.internal-link-detail", "12", "--junctions.corner-detail", "8", "--precision", "4", *texts.options]
+    command += ["--junctions.internal-link-detail", "30", "--junctions.corner-detail", "8", "--precision", "4", *texts.options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"netconvert could not build template {template!r} with seed {seed}:\n{done.stderr.strip()}")
