@@ -403,7 +403,9 @@ class BehaviorModel(nn.Module):
         square = step.square().sum(-1).clamp(min=1e-6)
         share = ((relative * step).sum(-1) / square).clamp(0, 1)
         distance = (relative - share[..., None] * step).square().sum(-1).masked_fill(~points_valid[..., 1:], torch.inf)
-        nearest = distance.argmin(-1, keepdim=True)
+        # At a bend the nearest point is the end of two segments: the first one is to be taken, whatever rounding says.
+        order = torch.arange(distance.shape[-1])
+        nearest = (distance * (1 + 1e-5 * order) + 1e-4 * order).argmin(-1, keepdim=True)
         pick = lambda vector: vector.gather(-2, nearest[..., None].expand(*nearest.shape, 2))[..., 0, :]  # noqa: E731
         share, step = share.gather(-1, nearest), pick(step)
         along = (nearest + share)[..., 0] / (points_valid.sum(-1).clamp(min=2) - 1)

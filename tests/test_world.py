@@ -1,0 +1,141 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from models import tiny_model
+from scenes import CONE, EGO, FOLLOWER, moved, several_roads, straight_road
+from worldloop.worldmodel.geometry import rotate
+from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
+from worldloop.worldmodel.world import (
+    ConstantVelocityWorld,
+    LearnedWorld,
+    ReplayWorld,
+    load_state,
+    random_keys,
+    save_state,
+)
+
+WORLDS = [LearnedWorld(tiny_model()), ReplayWorld(), ConstantVelocityWorld()]
+
+
+def run(world, scenes, steps, key=None, state=None):
+    state = world.reset(scenes, torch.arange(len(scenes)) if key is None else key) if state is None else state
+    for _ in range(steps):
+        state = world.step(state, logged_ego(state.scene, int(state.step[0]) + 1))
+    return state
+
+
+def same(a, b):
+    ours, theirs = vars(a), vars(b)
+    return all(torch.equal(ours[n], theirs[n]) for n in ours if isinstance(ours[n], torch.Tensor)) and all(
+        torch.equal(a.memory[n], b.memory[n]) for n in a.memory
+    )
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda w: type(w).__name__)
+def test_same_key_same_bits_and_saved_states_go_on_the_same_way(world, tmp_path):
+    scenes = several_roads(3)
+    middle = run(world, scenes, 7)
+    save_state(middle, tmp_path / "state")
+    restored = load_state(tmp_path / "state")
+    assert same(middle, restored)
+    assert restored.scene.id == scenes.id
+    assert same(run(world, scenes, 9, state=middle), run(world, scenes, 9, state=restored))
+    assert same(run(world, scenes, 16), run(world, scenes, 9, state=middle))
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda w: type(w).__name__)
+def test_rows_behave_as_if_alone_and_branches_are_equal(world):
+    scenes = several_roads(3)
+    together = run(world, scenes, 16)
+    alone = run(world, scenes.take([1]), 16, key=torch.tensor([1]))
+    assert torch.equal(together.take([1]).position, alone.position)
+    branches = run(world, scenes, 8, state=run(world, scenes, 8).repeat(2))
+    assert torch.equal(branches.position[::2], together.position)
+    assert torch.equal(branches.position[1::2], together.position)
+
+
+def test_rows_out_of_phase_are_decided_at_their_own_time():
+    world, scenes = WORLDS[0], several_roads(2)
+    state = run(world, scenes, 3)
+    fresh = world.reset(scenes.take([1]), torch.tensor([9]))
+    mixed = state.put([1], fresh)
+    for _ in range(12):
+        steps = mixed.step + 1
+        ego = [logged_ego(scenes.take([i]), int(steps[i])) for i in range(2)]
+        joined = replace(ego[0], **{n: torch.cat([getattr(e, n) for e in ego]) for n in vars(ego[0])})
+        mixed = world.step(mixed, joined)
+    assert torch.equal(mixed.take([0]).position, run(world, scenes, 15).take([0]).position)
+    assert torch.equal(mixed.take([1]).position, run(world, scenes.take([1]), 12, key=torch.tensor([9])).position)
+
+
+def test_a_moved_scene_has_the_same_futures_up_to_the_motion():
+    world, scenes = WORLDS[0], several_roads(3)
+    angle, shift = 0.8, (30.0, -12.0)
+    plain = run(world, scenes, 40).position[..., :2]
+    turned = run(world, moved(scenes, angle, shift), 40).position[..., :2]
+    assert torch.allclose(rotate(plain, torch.tensor(angle)) + torch.tensor(shift), turned, atol=0.02)
+
+
+def test_everyone_but_ego_and_objects_is_simulated():
+    state = run(WORLDS[0], straight_road(), 6)
+    assert not state.simulated[0, [EGO, CONE]].any()
+    assert state.simulated.sum() == 4
+    assert torch.equal(state.position[0, CONE], straight_road().position[0, CONE, 10])
+
+
+def test_heights_are_kept_and_velocity_is_the_movement():
+    before = run(WORLDS[0], straight_road(), 7)
+    after = run(WORLDS[0], straight_road(), 1, state=before)
+    assert torch.equal(after.position[..., 2], before.position[..., 2])
+    travelled = (after.position - before.position)[..., :2] / 0.1
+    assert torch.allclose(after.velocity[0, FOLLOWER], travelled[0, FOLLOWER], atol=1e-4)
+
+
+def test_replay_is_the_log_and_ends_with_it():
+    scene = straight_road(steps=16)
+    world = ReplayWorld()
+    assert world.horizon(scene).tolist() == [5]
+    state = run(world, scene, 5)
+    assert torch.equal(state.position, scene.position[:, :, 15])
+    with pytest.raises(ValueError, match="replay cannot go on after 5 steps"):
+        run(world, scene, 1, state=state)
+
+
+def test_bad_ego_motion_is_refused():
+    state = ReplayWorld().reset(straight_road(), torch.tensor([0]))
+    ego = replace(state.ego(), heading=torch.tensor([float("nan")]))
+    with pytest.raises(ValueError, match="found NaN or infinity"):
+        ReplayWorld().step(state, ego)
+
+
+def test_keys_come_from_the_generator_and_are_checked():
+    draw = [random_keys(torch.Generator().manual_seed(3), 4) for _ in range(2)]
+    assert torch.equal(*draw)
+    with pytest.raises(ValueError, match="key: found"):
+        ReplayWorld().reset(straight_road(), torch.zeros(2, dtype=torch.int64))
+
+
+def test_constant_velocity_has_no_error_where_velocity_is_constant():
+    scene = straight_road()
+    futures = simulate(ConstantVelocityWorld(), scene, 2, 30, torch.Generator().manual_seed(0))
+    error, counted = min_average_displacement(futures, scene, 30)
+    assert counted[0].tolist() == [False, True, True, True, True, False]
+    assert error[counted].max() < 1e-3
+    assert torch.equal(counted, scored_agents(scene))
+
+
+def test_min_average_displacement_by_hand():
+    scene = straight_road()
+    futures = simulate(ConstantVelocityWorld(), scene, 2, 10, torch.Generator().manual_seed(0))
+    futures.position[0, 0] += torch.tensor([3.0, 4.0])
+    futures.position[0, 1, :, 5:, 1] += 2.0  # the better one: 2 m off in half of the steps
+    error, counted = min_average_displacement(futures, scene, 10)
+    assert torch.allclose(error[counted], torch.tensor(1.0), atol=1e-3)
+
+
+def test_a_state_file_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_state(path)
