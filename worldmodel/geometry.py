@@ -49,14 +49,14 @@ def box_corners(position: Tensor, heading: Tensor, size: Tensor) -> Tensor:
 
 def boxes_overlap(corners_a: Tensor, corners_b: Tensor) -> Tensor:
     """Return whether boxes given by corners (..., 4, 2) overlap (...), by the separating axis theorem; touching is no overlap."""
-    separated = torch.zeros(torch.broadcast_shapes(corners_a.shape[:-2], corners_b.shape[:-2]), dtype=torch.bool)
+    separated: Tensor | bool = False
     for corners in (corners_a, corners_b):
         for first in (0, 1):
             axis = corners[..., first + 1, :] - corners[..., first, :]
             span_a = (corners_a * axis[..., None, :]).sum(dim=-1)
             span_b = (corners_b * axis[..., None, :]).sum(dim=-1)
             separated = separated | (span_a.amax(-1) <= span_b.amin(-1)) | (span_b.amax(-1) <= span_a.amin(-1))
-    return ~separated
+    return ~torch.as_tensor(separated)
 
 
 def project_on_polyline(point: Tensor, polyline: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
