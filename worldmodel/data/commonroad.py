@@ -104,8 +104,12 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
         return
     try:
         yield _scene(root, file)
+    except DataError:
+        raise
     except KeyError as error:
         raise DataError(f"{file}: lacks an element of the CommonRoad format ({error}): validate it against the schema") from error
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be used ({error}): correct the file or leave it out") from error
 
 
 def _parse(file: Path) -> Element:
@@ -132,7 +136,7 @@ def _scene(root: Element, file: Path) -> Scene | Skipped:
     if not moving:
         return Skipped(file.name, "no recorded vehicle, so none can be the ego")
     start = min(float(track.time[0]) for track in moving)
-    steps = round((max(float(track.time[-1]) for track in moving) - start) / TIME_STEP) + 1
+    steps = math.floor((max(float(track.time[-1]) for track in moving) - start) / TIME_STEP + 1e-6) + 1
     if steps <= HISTORY_STEPS:
         return Skipped(file.name, f"{steps} steps, wanted at least {HISTORY_STEPS + 1}")
     smooth = smooth_track(*_on_grid(tracks, start, steps))

@@ -106,6 +106,10 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
             yield Skipped(str(file), f"{steps} steps, wanted at least {HISTORY_STEPS + 1}")
             return
         yield _scene(record, file)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{file}: cannot be used ({error}): correct the file or leave it out") from error
     except (KeyError, TypeError, IndexError) as error:
         raise DataError(f"{file}: is no PandaSet sequence (field {error}): wanted dt, ego, agents and lane_lines") from error
 

@@ -208,6 +208,12 @@ class SceneDataset:
         self._files: dict[str, Any] = {}
         self._set_entries(self.entries)
 
+    @classmethod
+    def named(cls, text: str) -> SceneDataset:
+        """Open `FOLDER`, or the scenes of `FOLDER:GLOB` (see `subset`), as a command line names them."""
+        folder, _, pattern = text.partition(":")
+        return cls(folder).subset(pattern) if pattern else cls(folder)
+
     def _set_entries(self, entries: list[dict[str, Any]]) -> None:
         self.entries = entries
         self.ids = tuple(entry["id"] for entry in entries)

@@ -1,0 +1,93 @@
+"""The table of readers, import and description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scenes import several_roads, straight_road
+from test_pandaset import sequence, write
+from worldloop.worldmodel.data import READERS, DataError, SceneDataset, ShardWriter, describe, import_scenes, read, split
+from worldloop.worldmodel.data import reader as reader_of
+
+
+def test_every_reader_has_the_same_three_functions():
+    for name in READERS:
+        module = reader_of(name)
+        assert all(callable(getattr(module, function)) for function in ("files", "read_file", "read"))
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path: Path):
+    with pytest.raises(DataError, match="unknown format 'dxf': known are commonroad, pandaset"):
+        list(read("dxf", tmp_path))
+
+
+def test_import_counts_and_tells_its_progress(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source, sequence(), "007.json.gz")
+    write(source, sequence(sequence="008"), "008.json.gz")
+    write(source, sequence(steps=5, sequence="009"), "009.json.gz")
+    told = []
+    done = import_scenes("pandaset", source, tmp_path / "set", progress=lambda *state: told.append(state))
+    assert told == [(0, 3, "007.json.gz"), (1, 3, "008.json.gz"), (2, 3, "009.json.gz"), (3, 3, "")]
+    assert (done.files, done.scenes, done.agents, done.agent_steps) == (3, 2, 10, 270)
+    assert [skipped.reason for skipped in done.skipped] == ["5 steps, wanted at least 11"]
+    dataset = SceneDataset(tmp_path / "set")
+    assert dataset.ids == ("pandaset/007", "pandaset/008")
+    assert dataset.entries[1]["source"] == "008.json.gz"
+
+
+def test_one_bad_file_leaves_nothing_behind(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source, sequence(), "007.json.gz")
+    (source / "008.json.gz").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"008\.json\.gz"):
+        import_scenes("pandaset", source, tmp_path / "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_destination_is_checked_before_anything_is_read(tmp_path: Path):
+    write(tmp_path, sequence())
+    (tmp_path / "set").mkdir()
+    told = []
+    with pytest.raises(DataError, match="exists already"):
+        import_scenes("pandaset", tmp_path, tmp_path / "set", progress=lambda *state: told.append(state))
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("id", "expected"),
+    [
+        ("pandaset/041", "train"),
+        ("pandaset/042", "validation"),
+        ("pandaset/065", "validation"),
+        ("pandaset/x", "none"),
+        ("commonroad/USA_US101-1_1_T-1", "train"),
+        ("commonroad/USA_Lanker-1_1_T-1", "train"),
+        ("commonroad/USA_Peach-2_1_T-1", "validation"),
+        ("commonroad/DEU_Flensburg-1_1_T-1", "none"),
+        ("sumo/acosta/3", "train"),
+        ("waymo/1", "none"),
+    ],
+)
+def test_the_fixed_splits(id: str, expected: str):
+    assert split(id) == expected
+
+
+def test_describe_counts_what_is_there(tmp_path: Path):
+    with ShardWriter(tmp_path / "set") as writer:
+        writer.add(several_roads(2))
+        writer.add(straight_road("sumo/1"))
+    rows = describe(SceneDataset(tmp_path / "set"))
+    assert [row["split"] for row in rows] == ["train", "none", "all"]
+    assert [row["scenes"] for row in rows] == [1, 2, 3]
+    assert len({tuple(row) for row in rows}) == 1
+    every = rows[-1]
+    assert (every["vehicles"], every["pedestrians"], every["cyclists"], every["objects"]) == (12, 3, 0, 3)
+    assert every["agent_steps"] == 3 * 6 * 91
+    assert every["hours"] == pytest.approx(3 * 9.1 / 3600)
+    assert every["median_speed"] == pytest.approx(10)
+    assert every["road_edge"] == 6
+    assert every["signals"] == 3
