@@ -221,3 +221,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_are_as_readable_as_the_index(written: Path):
+    assert (written / "shard-00000.safetensors").stat().st_mode == (written / "index.json").stat().st_mode

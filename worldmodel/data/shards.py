@@ -162,6 +162,7 @@ class ShardWriter:
             save_file(self._tensors, target, metadata=header)
         except SafetensorError as error:
             raise OSError(f"{target}: cannot be written ({error}): free some space or choose another disk") from error
+        target.chmod(self.partial.stat().st_mode & 0o666)  # safetensors makes files that only their owner reads
         self._tensors, self._waiting = {}, 0
 
     def _finish(self) -> None:
