@@ -74,7 +74,7 @@ def test_the_ego_is_a_box_around_the_cars_middle(tmp_path: Path):
     scene = only(write(tmp_path, sequence()))
     assert scene.ego.tolist() == [0]
     torch.testing.assert_close(scene.position[0, 0, 0], torch.tensor([1.461, 0.0, 0.518]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(scene.size[0, 0], torch.tensor([5.176, 2.04, 1.777]))
+    torch.testing.assert_close(scene.size[0, 0], torch.tensor([5.176, 2.022, 1.777]))
 
 
 def test_the_route_goes_20_m_behind_and_60_m_ahead(tmp_path: Path):

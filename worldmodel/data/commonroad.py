@@ -276,7 +276,7 @@ def _signals(root: Element, roads: RoadMap, first: int, steps: int, step_size: f
     """Return the signal fields: one signal for each lanelet that refers to a traffic light.
 
     Where several lights stand on one lanelet, the one for all directions is taken, else the one for straight on, else the first:
-    a `Scene` has one signal a lane.
+    a `Scene` has one signal a lane. The phase is (step - offset) modulo the cycle, as commonroad-io counts it.
     """
     lights = {light.get("id"): light for light in root.findall("trafficLight")}
     time = first + (torch.arange(steps) * (TIME_STEP / step_size)).floor().long()
