@@ -24,8 +24,8 @@ from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, ma
 from .shards import DataError, Skipped
 
 EGO_SIZE = (5.176, 2.022, 1.777)
-"""Chrysler Pacifica (2017 on), the recording car: length and height in metres as in nuplan-devkit's `get_pacifica_parameters`, width
-without mirrors as published (79.6 in; that of nuplan-devkit, 2.297 m, includes them)."""
+"""Chrysler Pacifica (2017 on), the recording car: length and height in metres as in nuplan-devkit's `get_pacifica_parameters`,
+width without mirrors as published (79.6 in; that of nuplan-devkit, 2.297 m, is larger)."""
 
 EGO_CENTRE = (1.461, 0.518)
 """Metres from the ego's logged point to its box centre, forward and up. In curves the logged point moves along its heading
