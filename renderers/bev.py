@@ -1,8 +1,8 @@
 """Bird's-eye pictures of a `State` with pygame: roads, signals, route, agents, trails, and what the policy sees.
 
 Everything is drawn larger than wanted and scaled down, which is the anti-aliasing. Coordinates of all agents are computed at once
-(`silhouettes.py`); the map's polygons (`roads.py`) are kept from frame to frame as long as the map stays the same. Drawing needs
-no window and no display; only `show` opens one.
+(`silhouettes.py`); the map's polygons (`roads.py`) are kept for every row of the batch as long as its map stays the same. Drawing needs no
+window and no display; only `show` opens one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..worldmodel.geometry import box_corners, to_global
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene, SignalState
 from ..worldmodel.world import State
 from . import palette
 from .captions import Captions
 from .palette import Colour
-from .roads import Shapes, clean_line, map_shapes, ribbon
+from .roads import Shapes, clean_line, map_shapes, ribbon, stop_lines
 from .silhouettes import Camera, Silhouettes
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -34,9 +35,11 @@ import pygame.gfxdraw  # noqa: E402
 ROUTE_WIDTH = 1.4
 TRAIL_PIECES = 10
 TRAIL_WIDTH = 1.1
+FRAME = 0.9
+SEEN_ROAD_WIDTH = 0.25
 STOP_BAR = 0.45
 SIGNAL_RADIUS = 0.85
-"""Widths in metres of what has no width in the scene."""
+"""Widths in metres of what has no width in the scene; FRAME is how much larger than an agent its frame is."""
 
 SIGNAL_BAR = {
     SignalState.UNKNOWN: ((-0.3, 0.3),),
@@ -52,11 +55,13 @@ SIGNAL_TURN = {SignalState.STOP: 0.25 * math.pi}
 
 @dataclass(frozen=True)
 class Observed:
-    """What the policy's observation contains, to be marked in the picture.
+    """What the policy's observation contains, in the ego's frame (x forward, y left), to be marked in white.
+
+    Drawn from the observation's own numbers, not looked up in the state, so that a picture shows what is wrong with them.
 
     Attributes:
-        agents: (n,) indices of agents (dimension A), or None.
-        polylines: (m,) indices of polylines (dimension L), or None.
+        agents: (n, 6) x, y, cosine and sine of the heading, length, width; or None.
+        polylines: (m, P, 2) points; or None.
         radius: sensing range around the ego in metres, or None.
     """
 
@@ -66,7 +71,7 @@ class Observed:
 
 
 class BirdEyeRenderer:
-    """Draws states from above, the ego in the middle.
+    """Draws states from above, the ego in the middle. One renderer serves all rows of a batch.
 
     Args:
         width: pixels.
@@ -101,7 +106,7 @@ class BirdEyeRenderer:
         self._captions = Captions(supersample)
         self._canvas = pygame.Surface((width * supersample, height * supersample), depth=32)
         self._picture = pygame.Surface((width, height), depth=32)
-        self._map: tuple[tuple[Tensor, ...], Shapes] | None = None
+        self._maps: dict[int, tuple[tuple[Tensor, ...], Shapes]] = {}
         self._window: pygame.Surface | None = None
         self._clock = pygame.time.Clock()
 
@@ -140,7 +145,7 @@ class BirdEyeRenderer:
         self._draw_map(state.scene, row, camera)
         self._draw_route(state.scene, row, camera)
         if observation is not None:
-            self._draw_observed_roads(observation, state.scene, row, camera)
+            self._draw_observed(observation, state, row, camera)
         self._draw_signals(state, row, camera)
         if trails is not None and trails.shape[1] > 1:
             past = trails.double().numpy()
@@ -148,9 +153,7 @@ class BirdEyeRenderer:
             agents.see_braking(past, known)
             self._draw_trails(agents, past, known, camera)
         self._draw_agents(agents, camera)
-        if observation is not None and observation.agents is not None:
-            self._draw_observed_agents(agents, observation.agents)
-        self._draw_text(state, row, agents, [caption] if isinstance(caption, str) else list(caption))
+        self._draw_text(state, row, [caption] if isinstance(caption, str) else list(caption))
         pygame.transform.smoothscale(self._canvas, (self.width, self.height), self._picture)
         pixels = pygame.image.tobytes(self._picture, "RGB")
         return np.frombuffer(pixels, dtype=np.uint8).reshape(self.height, self.width, 3).copy()
@@ -198,9 +201,10 @@ class BirdEyeRenderer:
     def _map_shapes(self, scene: Scene, row: int) -> Shapes:
         names = ("polyline", "polyline_valid", "polyline_kind", "lane_width", "lane_link", "lane_link_kind", "lane_link_valid")
         source = tuple(getattr(scene, name)[row] for name in names)
-        if self._map is None or any(not torch.equal(a, b) for a, b in zip(self._map[0], source, strict=True)):
-            self._map = tuple(tensor.clone() for tensor in source), map_shapes(scene, row)
-        return self._map[1]
+        kept = self._maps.get(row)
+        if kept is None or any(not torch.equal(a, b) for a, b in zip(kept[0], source, strict=True)):
+            kept = self._maps[row] = tuple(tensor.clone() for tensor in source), map_shapes(scene, row)
+        return kept[1]
 
     def _draw_route(self, scene: Scene, row: int, camera: Camera) -> None:
         line = clean_line(scene.route[row][scene.route_valid[row]][:, :2].double().numpy())
@@ -214,22 +218,18 @@ class BirdEyeRenderer:
 
     def _draw_signals(self, state: State, row: int, camera: Camera) -> None:
         """A bar across the lane: whole and a square for stop, broken and a diamond for caution, open and a disc for go."""
-        scene, shown = state.scene, state.signal_valid[row].nonzero()[:, 0]
-        if not len(shown):
-            return
-        position = scene.signal_position[row, shown, :2].double().numpy()
-        heading = scene.signal_heading[row, shown].double().numpy()
-        width = scene.lane_width[row, scene.signal_lane[row, shown]].double().numpy()
-        across = np.stack((-np.sin(heading), np.cos(heading)), axis=-1) * np.where(width > 0, width, 3.5)[:, None]
-        middle = camera.pixels(position)
+        shown = state.signal_valid[row].nonzero()[:, 0]
+        stops = stop_lines(state.scene, row, shown)
+        middle = camera.pixels(stops.middle)
         for index, shows in enumerate(map(SignalState, state.signal_state[row, shown].tolist())):
             colour = palette.SIGNAL[shows]
             for first, last in SIGNAL_BAR[shows]:
-                piece = position[index] + np.array([[first], [last]]) * across[index]
+                piece = stops.middle[index] + np.array([[first], [last]]) * stops.across[index]
                 self._fill(colour, camera.pixels(ribbon(piece, STOP_BAR)), palette.AGENT_OUTLINE)
             angles = np.arange(SIGNAL_CORNERS[shows]) / SIGNAL_CORNERS[shows] * 2 * math.pi
-            angles += SIGNAL_TURN.get(shows, 0.0) + camera.up - heading[index] - 0.5 * math.pi
-            sign = middle[index] + SIGNAL_RADIUS * camera.scale * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+            angles += SIGNAL_TURN.get(shows, 0.0) + camera.up - stops.heading[index] - 0.5 * math.pi
+            radius = camera.scale * min(SIGNAL_RADIUS, 0.4 * float(np.hypot(*stops.across[index])))
+            sign = middle[index] + radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
             self._fill(colour, sign, palette.AGENT_OUTLINE)
 
     def _draw_trails(self, agents: Silhouettes, past: np.ndarray, known: np.ndarray, camera: Camera) -> None:
@@ -293,31 +293,35 @@ class BirdEyeRenderer:
         for first in (0, 1):
             pygame.draw.line(self._canvas, palette.AGENT_OUTLINE, corners[first].tolist(), corners[first + 2].tolist(), 1)
 
-    def _draw_observed_roads(self, observed: Observed, scene: Scene, row: int, camera: Camera) -> None:
-        for index in [] if observed.polylines is None else observed.polylines.tolist():
-            line = clean_line(scene.polyline[row, index][scene.polyline_valid[row, index]][:, :2].double().numpy())
-            if len(line) > 1:
-                self._blend(palette.SEEN_ROAD, camera.pixels(ribbon(line, 0.25)))
+    def _draw_observed(self, observed: Observed, state: State, row: int, camera: Camera) -> None:
+        ego = state.ego()
+        origin, heading = ego.position[row, :2].double(), ego.heading[row].double()
+        if observed.polylines is not None:
+            lines = to_global(observed.polylines.double(), origin, heading).numpy()
+            for line in map(clean_line, lines):
+                if len(line) > 1:
+                    self._blend(palette.SEEN_ROAD, camera.pixels(ribbon(line, SEEN_ROAD_WIDTH)))
+        if observed.agents is not None:
+            x, y, cosine, sine, length, width = observed.agents.double().unbind(dim=-1)
+            size = torch.stack((length, width), dim=-1) + FRAME
+            corners = to_global(box_corners(torch.stack((x, y), dim=-1), torch.atan2(sine, cosine), size), origin, heading)
+            for frame in camera.pixels(corners.numpy()).round().tolist():
+                pygame.draw.polygon(self._canvas, palette.SEEN, frame, self.supersample)
         if observed.radius is not None:
             angles = np.linspace(0, 2 * math.pi, 144, endpoint=False)
-            ring = camera.centre + observed.radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+            ring = origin.numpy() + observed.radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
             for start, end in camera.pixels(ring).reshape(72, 2, 2).round().tolist():
                 pygame.draw.line(self._canvas, palette.TEXT_DIM, start, end, self.supersample)
 
-    def _draw_observed_agents(self, agents: Silhouettes, seen: Tensor) -> None:
-        for agent in seen.tolist():
-            if agents.drawn[agent] and agent != agents.ego:
-                corners = agents.outline["frame"][agent].round().tolist()
-                pygame.draw.polygon(self._canvas, palette.SEEN, corners, self.supersample)
-
-    def _draw_text(self, state: State, row: int, agents: Silhouettes, caption: list[str]) -> None:
+    def _draw_text(self, state: State, row: int, caption: list[str]) -> None:
         time = float(state.step[row]) * TIME_STEP
         speed = float(state.ego().velocity[row].norm())
         lines = [state.scene.id[row], f"time\t{time:.1f} s", f"speed\t{speed:.1f} m/s ({3.6 * speed:.0f} km/h)", *caption]
         self._captions.panel(self._canvas, lines)
         if self.legend:
-            others = set(agents.kind[agents.drawn & (np.arange(len(agents.kind)) != agents.ego)].tolist())
-            entries = [(palette.AGENT[kind], kind.name.lower()) for kind in AgentKind if kind in others]
+            others = state.scene.valid[row].any(dim=-1).index_fill(0, state.scene.ego[row], False)
+            occurring = set(state.scene.kind[row, others].tolist())  # in the whole log: the legend stays the same in a video
+            entries = [(palette.AGENT[kind], kind.name.lower()) for kind in AgentKind if kind in occurring]
             self._captions.legend(self._canvas, [(palette.EGO, "ego"), *entries])
         self._captions.scale_bar(self._canvas, self._canvas.get_width() / self.metres_across)
 

@@ -17,6 +17,7 @@ TEXT_HEIGHT = 20
 LINE_HEIGHT = 19
 GAP = 18
 SWATCH = 12
+STEP = 24
 """Pixels of the finished picture."""
 
 
@@ -39,6 +40,7 @@ class Captions:
             dim = palette.TEXT_DIM if right else palette.TEXT
             written.append((self._font.render(left, True, dim), self._font.render(right, True, palette.TEXT)))
         width = max(left.get_width() + (gap + right.get_width() if right.get_width() else 0) for left, right in written)
+        width = -(-width // STEP // self._times) * STEP * self._times  # the panel does not tremble with every digit
         width = min(width, canvas.get_width() - 2 * (margin + padding))
         height = line_height * len(written) + 2 * padding - 4 * self._times
         box = self._background(canvas, pygame.Rect(margin, margin, width + 2 * padding, height))

@@ -1,6 +1,6 @@
 """The colours of every picture: told apart by people with any kind of colour vision.
 
-Agents, route and signals wear the eight hues of Okabe and Ito ("Color Universal Design", 2008,
+Agents, route and signals wear hues of Okabe and Ito ("Color Universal Design", 2008,
 https://jfly.uni-koeln.de/color/), which stay distinct under protanopia, deuteranopia and tritanopia. The ground is dark, so
 that all of them stand out, and roads are greys that differ in lightness alone. Where a colour carries a meaning, shape or place
 says the same once more: the ego has a white outline, pedestrians are discs, objects are crossed squares, signals have one shape
@@ -15,13 +15,10 @@ from ..worldmodel.scene import AgentKind, PolylineKind, SignalState
 
 Colour = tuple[int, int, int]
 
-BLACK: Colour = (0, 0, 0)
 ORANGE: Colour = (230, 159, 0)
 SKY_BLUE: Colour = (86, 180, 233)
 BLUISH_GREEN: Colour = (0, 158, 115)
 YELLOW: Colour = (240, 228, 66)
-BLUE: Colour = (0, 114, 178)
-VERMILION: Colour = (213, 94, 0)
 REDDISH_PURPLE: Colour = (204, 121, 167)
 WHITE: Colour = (255, 255, 255)
 
@@ -32,7 +29,7 @@ SURFACE: dict[PolylineKind, Colour] = {
     PolylineKind.LANE: (66, 71, 78),
     PolylineKind.JUNCTION_LANE: (66, 71, 78),
     PolylineKind.BIKE_LANE: (53, 74, 84),
-    PolylineKind.WALKWAY: (50, 52, 54),
+    PolylineKind.WALKWAY: (54, 55, 55),
 }
 """Filled surfaces, by the kind of the polyline in their middle."""
 
@@ -59,11 +56,11 @@ BRAKE_LIGHT: Colour = (255, 64, 48)
 
 SIGNAL: dict[SignalState, Colour] = {
     SignalState.UNKNOWN: (140, 140, 140),
-    SignalState.STOP: VERMILION,
+    SignalState.STOP: (230, 72, 40),
     SignalState.CAUTION: YELLOW,
     SignalState.GO: (0, 200, 146),
 }
-"""Go is bluish green made lighter, so that a few pixels of it are seen on grey."""
+"""Stop is vermilion made redder, away from the ego's orange; go is bluish green made lighter, to be seen on grey."""
 
 ROUTE: tuple[int, int, int, int] = (*BLUISH_GREEN, 96)
 GOAL: Colour = (0, 200, 146)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
+from torch import Tensor
 
 from ..worldmodel.scene import LaneLinkKind, PolylineKind, Scene
 from . import palette
@@ -31,6 +32,9 @@ OVERLAP = 0.3
 LINE_WIDTH = 0.16
 DASH, GAP = 3.0, 6.0
 """Metres painted and left out of a broken lane line (Vienna Convention practice in towns)."""
+
+JOIN = 0.3
+"""Metres between the ends of two pieces that are one line."""
 
 STRIPE, STRIPE_SPACING = 0.5, 1.0
 ARROW_SPACING = 30.0
@@ -107,7 +111,7 @@ def crosswalk_stripes(outline: np.ndarray) -> list[np.ndarray]:
     if np.hypot(*along) < np.hypot(*across):
         along, across = across, along
     length = np.hypot(*along)
-    count = max(int(length / STRIPE_SPACING), 1)
+    count = max(round(length / STRIPE_SPACING), 1)
     middle = (np.arange(count) + 0.5) / count * length
     stripes = [
         corner[0] + along / length * (at + np.array([-0.5, 0.5, 0.5, -0.5])[:, None] * STRIPE) + across * [[0], [0], [1], [1]]
@@ -147,6 +151,38 @@ def map_shapes(scene: Scene, row: int) -> Shapes:
     return _pack(painted)
 
 
+@dataclass(frozen=True)
+class StopLines:
+    """Where signals are drawn: `middle` (n, 2) metres, `across` (n, 2) from the right to the left end, `heading` (n,) radians."""
+
+    middle: np.ndarray
+    across: np.ndarray
+    heading: np.ndarray
+
+
+def stop_lines(scene: Scene, row: int, which: Tensor) -> StopLines:
+    """Return the stop lines of signals `which` (n,) of scene `row`.
+
+    Signals for different ways out of one lane share its stop point: they divide its width, the one for the leftmost way on the
+    left.
+    """
+    point = scene.signal_position[row, which, :2].double().numpy()
+    heading = scene.signal_heading[row, which].double().numpy()
+    lane = scene.signal_lane[row, which]
+    width = scene.lane_width[row, lane].double().numpy()
+    left = np.stack((-np.sin(heading), np.cos(heading)), axis=-1)
+    last = (scene.polyline_valid[row, lane].sum(dim=-1) - 1).clamp(min=0)
+    end = scene.polyline[row, lane, last, :2].double().numpy()
+    leftness = ((end - point) * left).sum(axis=-1)
+    together = np.linalg.norm(point[:, None] - point, axis=-1) < 1.0
+    count = together.sum(axis=1)
+    order = np.arange(len(which))
+    before = together & ((leftness > leftness[:, None]) | ((leftness == leftness[:, None]) & (order < order[:, None])))
+    share = np.where(width > 0, width, USUAL_WIDTH[PolylineKind.LANE]) / np.maximum(count, 1)
+    shift = (0.5 * (count - 1) - before.sum(axis=1)) * share
+    return StopLines(point + shift[:, None] * left, share[:, None] * left, heading)
+
+
 def _widths(scene: Scene, row: int, kinds: list[int]) -> list[float]:
     usual = {int(kind): width for kind, width in USUAL_WIDTH.items()}
     known = scene.lane_width[row].tolist()
@@ -169,23 +205,54 @@ def _markings(
     scene: Scene, row: int, lines: dict[int, np.ndarray], of_kind: dict[PolylineKind, list[int]], widths: list[float]
 ) -> list[np.ndarray]:
     """Recorded lane markings, or those that the lane graph implies."""
-    recorded = of_kind[PolylineKind.LANE_MARKING]
+    lanes = of_kind[PolylineKind.LANE]
+    recorded = [lines[index] for index in of_kind[PolylineKind.LANE_MARKING]]
     if recorded:
-        return [ribbon(dash, LINE_WIDTH) for index in recorded for dash in dashes(lines[index], DASH, GAP)]
-    left, right = _lanes_with_neighbour(scene, row)
-    marks = []
-    for index in of_kind[PolylineKind.LANE]:
-        normal = _left_normals(lines[index])
+        styled = list(zip(recorded, _between_opposite(recorded, [lines[index] for index in lanes]), strict=True))
+    else:
+        styled = []
+        left, right = _lanes_with_neighbour(scene, row)
         for side, neighbours in ((0.5, left), (-0.5, right)):
-            inset = 0.0 if index in neighbours else np.sign(side) * LINE_WIDTH
-            boundary = clean_line(lines[index] + (side * widths[index] - inset) * normal)
-            if len(boundary) < 2:
-                continue
-            if index not in neighbours:
-                marks.append(ribbon(boundary, LINE_WIDTH))
-            elif side > 0:  # a line between two lanes is painted once, by the one on its right
-                marks += [ribbon(dash, LINE_WIDTH) for dash in dashes(boundary, DASH, GAP)]
+            for index in lanes:
+                solid = index not in neighbours
+                if side < 0 and not solid:
+                    continue  # a line between two lanes is painted once, by the lane on its right
+                inset = np.sign(side) * LINE_WIDTH if solid else 0.0
+                boundary = clean_line(lines[index] + (side * widths[index] - inset) * _left_normals(lines[index]))
+                styled += [(boundary, solid)] if len(boundary) > 1 else []
+    marks = []
+    for line, solid in _joined(styled):
+        marks += [ribbon(piece, LINE_WIDTH) for piece in ([line] if solid else dashes(line, DASH, GAP))]
     return marks
+
+
+def _joined(styled: list[tuple[np.ndarray, bool]]) -> list[tuple[np.ndarray, bool]]:
+    """Put pieces of one line together again, which readers cut and hand on one after the other: dashes then keep their rhythm."""
+    whole: list[tuple[np.ndarray, bool]] = []
+    for line, solid in styled:
+        if whole and whole[-1][1] == solid and np.hypot(*(line[0] - whole[-1][0][-1])) < JOIN:
+            whole[-1] = np.concatenate((whole[-1][0], line[1:])), solid
+        else:
+            whole.append((line, solid))
+    return whole
+
+
+def _between_opposite(markings: list[np.ndarray], lanes: list[np.ndarray]) -> list[bool]:
+    """Whether the lanes left and right of each marking's middle run in opposite directions: then it is a solid line."""
+    if not lanes:
+        return [False] * len(markings)
+    starts = np.concatenate([lane[:-1] for lane in lanes])
+    steps = np.concatenate([np.diff(lane, axis=0) for lane in lanes])
+    middle = np.stack([line[(len(line) - 1) // 2 :][:2].mean(axis=0) for line in markings])
+    along = np.stack([np.diff(line[(len(line) - 1) // 2 :][:2], axis=0)[0] for line in markings])
+    normal = np.stack((-along[:, 1], along[:, 0]), axis=1) / np.hypot(*along.T)[:, None]
+    beside = middle[:, None] + normal[:, None] * np.array([[1.75], [-1.75]])  # (markings, 2 sides, xy)
+    away = beside[:, :, None] - starts
+    share = ((away * steps).sum(axis=-1) / np.maximum((steps * steps).sum(axis=-1), 1e-9)).clip(0, 1)
+    distance = np.linalg.norm(away - share[..., None] * steps, axis=-1)
+    nearest = distance.argmin(axis=-1)
+    towards = (steps[nearest] * along[:, None]).sum(axis=-1)
+    return ((towards[:, 0] * towards[:, 1] < 0) & (distance.min(axis=-1) < 1.75).all(axis=1)).tolist()
 
 
 def _lanes_with_neighbour(scene: Scene, row: int) -> tuple[set[int], set[int]]:

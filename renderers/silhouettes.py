@@ -34,9 +34,6 @@ HALO = 0.55
 CYCLE_MORE = 0.2
 """Metres that cycles are drawn longer and wider, to be seen at all."""
 
-FRAME = 0.9
-"""The same for the frame around an agent that the policy sees."""
-
 BRAKING = 1.0
 """Deceleration (m/s^2) from which brake lights shine."""
 
@@ -113,7 +110,6 @@ class Silhouettes:
             "left light": outline(LEFT_LIGHT),
             "right light": outline(RIGHT_LIGHT),
             "halo": outline(BODY, HALO),
-            "frame": outline(BOX, FRAME),
         }
 
     def colour(self, agent: int) -> Colour:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from worldloop.renderers import palette
 from worldloop.renderers.bev import BirdEyeRenderer, Observed
+from worldloop.renderers.roads import crosswalk_stripes, map_shapes, stop_lines
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.scene import AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, make_scene
 from worldloop.worldmodel.world import State, logged_state
@@ -235,18 +236,100 @@ def test_trails_lie_behind_and_stop_at_gaps(state: State):
 def test_brake_lights_shine_while_slowing_down(state: State):
     renderer = BirdEyeRenderer(legend=False)
     trails = state.scene.position[0, :, : NOW + 1, :2].clone()
-    assert not near(renderer.draw(state, trails=trails), palette.BRAKE_LIGHT, 40).any()
+    assert not near(renderer.draw(state, trails=trails)[410:425, 385:415], palette.BRAKE_LIGHT, 40).any()
     time = torch.linspace(-1, 0, NOW + 1)
     trails[0, :, 1] -= 0.5 * 4.0 * time.square()  # slows down by 4 m/s^2
-    assert near(renderer.draw(state, trails=trails), palette.BRAKE_LIGHT, 40).any()
+    assert near(renderer.draw(state, trails=trails)[410:425, 385:415], palette.BRAKE_LIGHT, 40).any()
 
 
-def test_what_the_policy_sees_is_marked(state: State):
-    renderer = BirdEyeRenderer(legend=False)
-    plain = renderer.draw(state)
-    for seen in (Observed(agents=torch.tensor([1])), Observed(polylines=torch.tensor([0])), Observed(radius=30.0)):
-        assert (renderer.draw(state, observation=seen) != plain).any()
-    assert (renderer.draw(state, observation=Observed()) == plain).all()
+def test_what_the_policy_sees_is_marked_where_it_is(state: State):
+    turned = start(moved(crossing(), -0.8, (60.0, 20.0)))
+    ahead = Observed(
+        agents=torch.tensor([[20.0, 10.0, 1.0, 0.0, 4.0, 2.0]]),
+        polylines=torch.tensor([[[5.0, -10.0], [10.0, -10.0], [10.0, -10.0]]]),
+        radius=30.0,
+    )
+    for now in (state, turned):
+        renderer = BirdEyeRenderer(up="heading", legend=False)
+        changed = (renderer.draw(now) != renderer.draw(now, observation=ahead)).any(axis=-1)
+        assert changed[219:263, 308:333].any()  # 20 m ahead and 10 m to the left, at 8 pixels a metre
+        assert changed[320:360, 476:485].any()  # 5 to 10 m ahead, 10 m to the right
+        assert changed[155:165, 380:420].any()  # the ring of 30 m
+        assert not changed[365:435, 365:435].any()
+        assert (renderer.draw(now, observation=Observed()) == renderer.draw(now)).all()
+
+
+def test_signals_for_several_ways_out_of_a_lane_stand_side_by_side(state: State):
+    scene = state.scene
+    ways = torch.tensor([0, 1, 2])
+    right, straight, left = ([12.0, -5.25], [1.75, 12.0], [-12.0, 1.75])
+    polyline = scene.polyline.clone()
+    for line, end in enumerate((right, straight, left)):
+        polyline[0, line, -1, :2] = torch.tensor(end)
+    stop = torch.tensor([1.75, -13.0, 0.0])
+    shared = replace(
+        scene,
+        polyline=polyline,
+        lane_width=torch.full_like(scene.lane_width, 3.6),
+        signal_position=stop.expand_as(scene.signal_position).clone(),
+        signal_heading=torch.full_like(scene.signal_heading, math.pi / 2),
+        signal_lane=ways[torch.arange(8) % 3][None],
+    )
+    lines = stop_lines(shared, 0, ways)
+    assert np.allclose(lines.middle, [[2.95, -13], [1.75, -13], [0.55, -13]], atol=1e-5)
+    assert np.allclose(lines.across, [[-1.2, 0]] * 3, atol=1e-5)
+    alone = stop_lines(shared, 0, ways[:1])
+    assert np.allclose(alone.middle, [[1.75, -13]], atol=1e-5)
+    assert np.allclose(alone.across, [[-3.6, 0]], atol=1e-5)
+
+
+def test_lines_between_opposite_lanes_are_solid_and_others_dashed():
+    road = torch.zeros(4, 11, 3)
+    road[..., 0] = torch.linspace(-50, 50, 11)
+    road[:, :, 1] = torch.tensor([5.25, 1.75, -1.75, -5.25])[:, None]
+    road[:2] = road[:2].flip(1)  # right-hand traffic: what is north runs west
+    lines = torch.zeros(3, 11, 3)
+    lines[..., 0] = torch.linspace(-50, 50, 11)
+    lines[:, :, 1] = torch.tensor([3.5, 0.0, -3.5])[:, None]
+    kinds = torch.tensor([PolylineKind.LANE] * 4 + [PolylineKind.LANE_MARKING] * 3)[None]
+    polyline = torch.cat((road, lines))[None]
+    scene = replace(
+        crossing(),
+        polyline=polyline,
+        polyline_valid=torch.ones(polyline.shape[:-1], dtype=torch.bool),
+        polyline_kind=kinds,
+        lane_width=torch.full(kinds.shape, 3.5),
+        lane_link_valid=torch.zeros_like(crossing().lane_link_valid),
+    )
+    shapes = map_shapes(scene, 0)
+    marks = [index for index, colour in enumerate(shapes.colours) if colour == palette.MARKING]
+    length = np.array([shapes.high[index, 0] - shapes.low[index, 0] for index in marks])
+    middle = np.array([0.5 * (shapes.high[index, 1] + shapes.low[index, 1]) for index in marks])
+    assert length[np.abs(middle) < 0.1].tolist() == [100.0]
+    for broken in (3.5, -3.5):
+        dashed = length[np.abs(middle - broken) < 0.1]
+        assert len(dashed) == 11
+        assert np.allclose(dashed, 100 / 11 / 3, atol=1e-6)
+
+
+def test_crosswalk_stripes_lie_within_the_outline_across_the_way():
+    outline = rotate(torch.tensor([[-7.0, -2.0], [7.0, -2.0], [7.0, 2.0], [-7.0, 2.0], [-7.0, -2.0]]), torch.tensor(0.4)).numpy()
+    stripes = crosswalk_stripes(outline)
+    assert len(stripes) == 14
+    area = [0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) for x, y in (stripe.T for stripe in stripes)]
+    assert np.allclose(area, 4.0 * 0.5, atol=1e-4)
+    assert crosswalk_stripes(np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])) == []
+
+
+def test_a_turned_map_gives_turned_shapes():
+    scene = crossing()
+    first, second = map_shapes(scene, 0), map_shapes(moved(scene, 1.3, (40.0, 10.0)), 0)
+    turned = rotate(torch.from_numpy(first.points), torch.tensor(1.3).double()).numpy() + [40.0, 10.0]
+    surfaces = [index for index, colour in enumerate(first.colours) if colour in palette.SURFACE.values()]
+    assert first.colours == second.colours
+    for index in surfaces:
+        part = slice(first.first[index], first.first[index + 1])
+        assert np.allclose(turned[part], second.points[part], atol=1e-3)
 
 
 def test_wrong_options_are_named():
@@ -285,20 +368,28 @@ DEFICIENCIES = {
 }
 
 
-def lab(colours: np.ndarray) -> np.ndarray:
-    """CIE 1976 L*a*b* (n, 3) of linear sRGB (n, 3), white D65."""
+def perceived(colours: list[palette.Colour], deficiency: str) -> np.ndarray:
+    """CIE 1976 L*a*b* (n, 3), white D65, of colours as people with a deficiency see them."""
+    share = np.array(colours) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4) @ np.array(DEFICIENCIES[deficiency]).T
     matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    ratio = colours.clip(0, 1) @ (matrix / matrix.sum(axis=1, keepdims=True)).T
+    ratio = linear.clip(0, 1) @ (matrix / matrix.sum(axis=1, keepdims=True)).T
     f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
     return np.stack((116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])), axis=1)
 
 
 @pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
+def test_stop_caution_and_go_differ_for_every_colour_vision(deficiency):
+    colours = [palette.SIGNAL[shows] for shows in (SignalState.STOP, SignalState.CAUTION, SignalState.GO)]
+    seen = perceived([*colours, palette.EGO, palette.SURFACE[PolylineKind.LANE]], deficiency)
+    distance = np.linalg.norm(seen[:3, None] - seen, axis=-1) + 100 * np.eye(3, 5)
+    assert distance.min() > 16
+
+
+@pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
 def test_agents_and_road_differ_for_every_colour_vision(deficiency):
     names = [*palette.AGENT, "ego", "road", "ground"]
-    colours = np.array([*palette.AGENT.values(), palette.EGO, palette.SURFACE[PolylineKind.LANE], palette.GROUND]) / 255
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    seen = lab(linear @ np.array(DEFICIENCIES[deficiency]).T)
+    seen = perceived([*palette.AGENT.values(), palette.EGO, palette.SURFACE[PolylineKind.LANE], palette.GROUND], deficiency)
     distance = np.linalg.norm(seen[:, None] - seen, axis=-1)
     for first in range(len(names) - 2):
         for second in range(first + 1, len(names)):
