@@ -1,8 +1,8 @@
 """Bird's-eye pictures of a `State` with pygame: roads, signals, route, agents, trails, and what the policy sees.
 
 Everything is drawn larger than wanted and scaled down, which is the anti-aliasing. Coordinates of all agents are computed at once
-(`silhouettes.py`); the map's polygons (`roads.py`) are kept for every row of the batch as long as its map stays the same. Drawing needs no
-window and no display; only `show` opens one.
+(`silhouettes.py`); the map's polygons (`roads.py`) are kept for every row of the batch as long as its map stays the same.
+Drawing needs no window and no display; only `show` opens one.
 """
 
 from __future__ import annotations
