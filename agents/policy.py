@@ -21,13 +21,14 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
+from ..envs.vector import Observation
 from ..worldmodel.world import State
 from .rules import ConstantPolicy, IdmPolicy, RandomPolicy, ReplayPolicy
 
@@ -36,11 +37,11 @@ from .rules import ConstantPolicy, IdmPolicy, RandomPolicy, ReplayPolicy
 class Policy(Protocol):
     """What `rollout` asks of a driver."""
 
-    def act(self, observation: Mapping[str, np.ndarray], state: State) -> Tensor | np.ndarray:
+    def act(self, observation: Observation, state: State) -> Tensor | np.ndarray:
         """Return the action (B, 2) float32 of each scene: acceleration in m/s2 and path curvature in 1/m (left is positive).
 
         Args:
-            observation: what the environment shows, arrays with leading dimension B; see `worldloop.envs.DriveVectorEnv`.
+            observation: what the environment shows: a dictionary of arrays (B, ...); see `worldloop.envs.DriveEnv`.
             state: the true state of the B scenes; `state.step` (B,) is 0 where an episode begins.
         """
         ...

@@ -1,0 +1,248 @@
+"""`worldloop rollout` and `worldloop demo`: drive a policy through scenes, print a table, write rows and a film."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..envs.vector import open_world
+from ..renderers.bev import BirdEyeRenderer
+from ..renderers.video import contact_sheet, write_picture, write_video
+from ..worldmodel.data.shards import SceneDataset
+from ..worldmodel.run import dated_folder, require_free, whole_run, write_csv, write_json
+from ..worldmodel.scene import HISTORY_STEPS
+from ..worldmodel.world import LearnedWorld, ReplayWorld, World
+from .policy import load_policy
+from .rollout import Film, Scenario, open_scenes, rollout
+from .rollout import Rollout as Driven
+from .rules import ReplayPolicy
+
+FILM_PIXELS = 480
+MOST_ROWS = 40
+"""Rows that the table in the terminal shows; scenarios.csv has them all."""
+
+TRAIL_STEPS = 20
+HELD_FRAMES = 10
+"""A film stands still for a second at its end, so that one sees how it ended."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Drive a policy through scenes in a world, and tell how it went.
+
+    Every scenario leaves a row: progress, collision, off-road, comfort, road users simulated, steps/s. Scenarios that fail are
+    counted and shown, and the exit code is then 1. The run folder gets run.json (arguments, versions, summary), scenarios.json
+    and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (start, middle and end of it).
+
+    Example: worldloop rollout --policy idm --world learned --scenes scenes/pandaset --seed 1 --out runs/idm
+    """
+
+    policy: str = "idm"
+    """Who drives: random, constant, replay, idm, or your own as module:attribute (see worldloop.agents.policy)."""
+    world: str = "learned"
+    """Who moves the others: learned, replay (the log), constant_velocity, or sumo (generated scenes only)."""
+    scenes: str = "demo"
+    """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones."""
+    weights: Path | None = None
+    """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
+    horizon: int | None = None
+    """Steps of 0.1 s. Not given: as long as each scene's log."""
+    seed: int = 0
+    """Scenario i is driven with seed + i."""
+    batch: int = 8
+    """Scenes driven at once; the results do not depend on it."""
+    video: bool = True
+    """Film the first scenarios, side by side."""
+    films: int = 8
+    """How many of them."""
+    out: Path | None = None
+    """Run folder, runs/rollout-DATE if not given."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Watch the intelligent driver model drive all shipped scenes in the shipped learned world, in under two minutes.
+
+    Needs nothing but the package. Prints a table (progress, collision, off-road, road users simulated, steps/s) and says where
+    the film lies.
+
+    Example: worldloop demo
+    """
+
+    seed: int = 0
+    """Another seed is another future of the same scenes."""
+    out: Path | None = None
+    """Run folder, runs/demo-DATE if not given."""
+
+
+def run_demo(args: Demo) -> int:
+    """Run `worldloop demo`; return the exit code."""
+    return _run("demo", Rollout(seed=args.seed, out=args.out))
+
+
+def run_rollout(args: Rollout) -> int:
+    """Run `worldloop rollout`; return the exit code."""
+    return _run("rollout", args)
+
+
+def _run(command: str, args: Rollout) -> int:
+    out = args.out or dated_folder(command)
+    require_free(out)
+    policy, world, scenes = load_policy(args.policy), _open_world(args), open_scenes(args.scenes)
+    if args.horizon is not None:
+        _check_horizon(args.horizon, scenes, world, isinstance(policy, ReplayPolicy))
+    errors = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[at]}"),
+    )
+    with whole_run(out, command, asdict(args), args.seed) as run:
+        with Progress(*columns, console=errors) as progress:
+            bar = progress.add_task(f"{args.policy} in the {args.world} world", total=len(scenes), at="")
+            driven = rollout(
+                policy,
+                world,
+                scenes,
+                seed=args.seed,
+                steps=args.horizon,
+                batch=args.batch,
+                film=args.films if args.video else 0,
+                tell=lambda done, total, at: progress.update(bar, completed=done, total=total, at=at),
+            )
+            rows = [asdict(scenario) for scenario in driven.scenarios]
+            write_json(run.folder / "scenarios.json", rows)
+            write_csv(run.folder / "scenarios.csv", rows)
+            if driven.films:
+                title = f"{args.policy} in the {args.world} world"
+                write_films(run.folder, driven, title, progress)
+        run.finish(driven.summary())
+    console = Console(highlight=False)
+    console.print(_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
+    for row in driven.scenarios:
+        if row.error is not None:
+            console.print(f"failed: {row.scene}: {row.error}", markup=False)
+    if driven.films:
+        console.print(f"film: {out / 'rollout.mp4'}", markup=False, soft_wrap=True)
+    console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)
+    return 1 if any(row.error is not None for row in driven.scenarios) else 0
+
+
+def _open_world(args: Rollout) -> World:
+    if args.weights is None:
+        return open_world(args.world)
+    if args.world != "learned":
+        raise ValueError(f"--weights {args.weights} is for the learned world, found --world {args.world}: leave one of them out")
+    return LearnedWorld.from_pretrained(args.weights)
+
+
+def _check_horizon(horizon: int, scenes: SceneDataset, world: World, replayed: bool) -> None:
+    """Refuse a horizon beyond the log, where the world or the policy needs the log, before anything is driven."""
+    if horizon < 1:
+        raise ValueError(f"--horizon {horizon}: wanted at least 1 step of 0.1 s")
+    for scene in scenes:
+        possible = ReplayWorld().horizon(scene) if replayed else world.horizon(scene)
+        if possible is None:
+            return
+        if int(possible[0]) < horizon:
+            raise ValueError(
+                f"--horizon {horizon} is longer than the log of {scene.id[0]}, which goes on for {int(possible[0])} steps: "
+                "choose a shorter one, leave it out (each scene as long as its log), or take the learned world and another policy"
+            )
+
+
+def _table(driven: Driven, title: str) -> Table:
+    """Return the table for the terminal: the first scenarios, all that failed, and the means."""
+    summary = driven.summary()
+    table = Table(title=title, title_justify="left", show_footer=True)
+    footer = {
+        "steps": "",
+        "progress\n(m)": _number(summary["progress"]),
+        "route": _share(summary["route_completion"]),
+        "colli-\nsion": _share(summary["collision_rate"]),
+        "off\nroad": _share(summary["off_road_rate"]),
+        "comfort": _share(summary["comfort"]),
+        "agents\nsimulated": _number(summary["agents_simulated"]),
+        "steps/s": _number(summary["steps_per_second"]),
+    }
+    table.add_column("scenario", f"{summary['scenarios']} scenarios, {summary['failed']} failed", overflow="fold", min_width=12)
+    for name, mean in footer.items():
+        table.add_column(name, mean, justify="right", no_wrap=True)
+    shown = [row for number, row in enumerate(driven.scenarios) if number < MOST_ROWS or row.error is not None]
+    for row in shown:
+        if row.error is not None:
+            table.add_row(row.scene, "[bold red]failed[/]", *[""] * (len(footer) - 1))
+            continue
+        cells = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road), _share(row.comfort))
+        table.add_row(
+            row.scene, str(row.steps), _number(row.progress), *cells, _number(row.agents_simulated), _number(row.steps_per_second)
+        )
+    if len(shown) < len(driven.scenarios):
+        table.add_row(f"... and {len(driven.scenarios) - len(shown)} more", *[""] * len(footer))
+    return table
+
+
+def _yes(value: bool | None) -> str:
+    return "n/a" if value is None else "yes" if value else "no"
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1f}"
+
+
+def write_films(folder: Path, driven: Driven, title: str, progress: Progress) -> None:
+    """Write all films side by side as rollout.mp4, and start, middle and end of them as rollout.png."""
+    kept = [(row, driven.films[row.scene]) for row in driven.scenarios if row.scene in driven.films]
+    length = max(len(film.states) for _, film in kept) + HELD_FRAMES
+    moments = (0, (length - HELD_FRAMES) // 2, length - HELD_FRAMES)
+    sheet: list[np.ndarray] = []
+    bar = progress.add_task("film", total=length, at="")
+
+    def frames() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(_grid(kept, length, title)):
+            if number in moments:
+                sheet.append(frame)
+            progress.advance(bar)
+            yield frame
+
+    write_video(folder / "rollout.mp4", frames())
+    write_picture(folder / "rollout.png", contact_sheet(sheet, columns=1))
+
+
+def _grid(kept: Sequence[tuple[Scenario, Film]], length: int, title: str) -> Iterator[np.ndarray]:
+    """Yield every frame of all films side by side; a film that is over stands still."""
+    tiles = [_frames(row, film, title) for row, film in kept]
+    columns = min(len(kept), 4)
+    last: list[np.ndarray] = [np.zeros(0)] * len(kept)
+    for _ in range(length):
+        last = [next(tile, before) for tile, before in zip(tiles, last, strict=True)]
+        yield contact_sheet(last, columns=columns)
+
+
+def _frames(row: Scenario, film: Film, title: str) -> Iterator[np.ndarray]:
+    """Yield the pictures of one scenario."""
+    renderer = BirdEyeRenderer(width=FILM_PIXELS, height=FILM_PIXELS)
+    scene = film.states[0].scene
+    past = scene.position[0, :, :HISTORY_STEPS, :2]
+    known = scene.valid[0, :, :HISTORY_STEPS]
+    for number, (state, reward) in enumerate(zip(film.states, film.rewards, strict=True)):
+        past = torch.cat((past, state.position[0, :, None, :2]), dim=1)[:, -TRAIL_STEPS:]
+        known = torch.cat((known, state.valid[0, :, None]), dim=1)[:, -TRAIL_STEPS:]
+        caption = [title, f"simulated {int((state.simulated & state.valid).sum())}\treward {reward:.1f}"]
+        if number == len(film.states) - 1 and row.ended != "horizon":
+            caption.append(row.ended.replace("_", " ").upper())
+        yield renderer.draw(state, trails=past, trails_valid=known, caption=caption)
+    renderer.close()

@@ -1,0 +1,297 @@
+"""The closed loop: a policy drives scenes in a world, and every scenario leaves a row.
+
+    observation, state -> policy.act -> action -> DriveVectorEnv.step -> observation, measures
+
+Scenes are driven in batches; a scenario's row is the same whatever batch it was in, for it has its own seed. Where a batch fails,
+it is halved until the scenario that is to blame stands alone: that one is reported as failed, with its error, and the others are
+driven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+
+from ..envs.vector import DriveVectorEnv
+from ..worldmodel.data.shards import SceneDataset
+from ..worldmodel.scene import Scene
+from ..worldmodel.world import ReplayWorld, State, World
+from .policy import Policy
+
+Tell = Callable[[int, int, str], None]
+"""Is called with (scenarios done, scenarios in all, what is at hand)."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What came of one scene.
+
+    Attributes:
+        scene: its id.
+        seed: drive this scene alone with this seed, and the same happens.
+        ended: "horizon", "collision", "off_road", or "failed".
+        steps: of 0.1 s.
+        progress: metres along the route.
+        route_completion: share of the route from the start to its end.
+        collision: whether the ego's box met another one.
+        off_road: whether the ego left the road; None where the map does not say where the road ends.
+        comfort: mean share of nuPlan's comfort limits that held.
+        agents_simulated: mean number of road users that the world moved in a step.
+        reward: the sum of all steps (the return).
+        steps_per_second: steps over the wall-clock time spent on this scenario (of a batch: its share).
+        error: why it failed, else None.
+    """
+
+    scene: str
+    seed: int
+    ended: str
+    steps: int = 0
+    progress: float = 0.0
+    route_completion: float = 0.0
+    collision: bool = False
+    off_road: bool | None = None
+    comfort: float = 0.0
+    agents_simulated: float = 0.0
+    reward: float = 0.0
+    steps_per_second: float = 0.0
+    error: str | None = None
+
+
+@dataclass
+class Film:
+    """What a scenario looked like: its states (B = 1, the world's memory left out) and the reward until each."""
+
+    states: list[State] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """All scenarios in the order of the scenes, films of the first ones by scene id, and seconds taken."""
+
+    scenarios: tuple[Scenario, ...]
+    films: dict[str, Film]
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts, and means over the scenarios that did not fail (None where there is none)."""
+        driven = [row for row in self.scenarios if row.error is None]
+        mean = lambda values: fmean(values) if (values := list(values)) else None  # noqa: E731
+        return {
+            "scenarios": len(self.scenarios),
+            "failed": len(self.scenarios) - len(driven),
+            "progress": mean(row.progress for row in driven),
+            "route_completion": mean(row.route_completion for row in driven),
+            "collision_rate": mean(row.collision for row in driven),
+            "off_road_rate": mean(row.off_road for row in driven if row.off_road is not None),
+            "comfort": mean(row.comfort for row in driven),
+            "agents_simulated": mean(row.agents_simulated for row in driven),
+            "reward": mean(row.reward for row in driven),
+            "steps_per_second": sum(row.steps for row in driven) / self.seconds,
+        }
+
+
+def open_scenes(place: str | Path | None) -> SceneDataset:
+    """Return the data set at `place`, `FOLDER` or `FOLDER:GLOB`; None for the scenes that worldloop ships.
+
+    Raises:
+        ValueError: there is no data set, or no scene in it matches.
+    """
+    text = str(place or "demo")
+    folder, _, pattern = (text, "", "") if Path(text).exists() else text.partition(":")
+    dataset = SceneDataset(Path(str(files("worldloop.assets"))) / "scenes" if folder == "demo" else folder)
+    if not pattern:
+        return dataset
+    try:
+        return dataset.subset(pattern)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+
+
+def rollout(
+    policy: Policy,
+    world: World,
+    scenes: SceneDataset,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    batch: int = 8,
+    film: int = 0,
+    tell: Tell = lambda done, total, name: None,
+) -> Rollout:
+    """Drive every scene once.
+
+    Args:
+        policy: drives the ego.
+        world: moves everyone else.
+        scenes: where to start.
+        seed: scenario i gets `seed` + i.
+        steps: horizon in steps of 0.1 s; None: as long as each scene's log.
+        batch: scenes driven at once.
+        film: keep the states of so many scenarios, the first ones.
+        tell: is told the progress.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if batch < 1 or (steps is not None and steps < 1) or seed < 0:
+        raise ValueError(f"found batch {batch}, horizon {steps}, seed {seed}: wanted batch and horizon >= 1, seed >= 0")
+    began, rows, films = perf_counter(), [], {}
+    drive = _Batches(policy, world, scenes, scenes.sizes(), steps, tell)
+    for first in range(0, len(scenes), batch):
+        numbers = list(range(first, min(first + batch, len(scenes))))
+        for scenario, kept in drive.run(numbers, seed, film):
+            rows.append(scenario)
+            if kept is not None:
+                films[scenario.scene] = kept
+    tell(len(scenes), len(scenes), "")
+    return Rollout(tuple(rows), films, perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What all batches of a rollout share."""
+
+    policy: Policy
+    world: World
+    scenes: SceneDataset
+    sizes: dict[str, int]
+    steps: int | None
+    tell: Tell
+
+    def run(self, numbers: Sequence[int], seed: int, film: int) -> list[tuple[Scenario, Film | None]]:
+        """Drive some scenes as one batch, or in halves if that fails."""
+        seeds = [seed + number for number in numbers]
+        try:
+            scenes = self.scenes.load(numbers).pad(self.sizes)
+            limits = self._limits(scenes)
+            end = None if self.world.horizon(scenes) is not None and self.steps is None else int(limits.max())
+            env = DriveVectorEnv(
+                len(numbers), scenes, self.world, action="physical", horizon=end, autoreset_mode=AutoresetMode.DISABLED
+            )
+            try:
+                watched = [number < film for number in numbers]
+                return drive(self.policy, env, seeds, limits, watched, lambda step: self.tell(numbers[0], len(self.scenes), step))
+            finally:
+                env.close()
+        except ValueError as error:
+            if len(numbers) == 1:
+                name = self.scenes.ids[numbers[0]]
+                return [(Scenario(name, seeds[0], "failed", error=" ".join(str(error).split())), None)]
+            middle = len(numbers) // 2
+            return [row for half in (numbers[:middle], numbers[middle:]) for row in self.run(half, seed, film)]
+
+    def _limits(self, scenes: Scene) -> np.ndarray:
+        """Steps (B,) that each scenario takes."""
+        if self.steps is not None:
+            return np.full(len(scenes), self.steps)
+        limits = ReplayWorld().horizon(scenes).numpy()
+        if (limits < 1).any():
+            name = scenes.id[int((limits < 1).argmax())]
+            raise ValueError(f"{name}: its log ends at the present: give a horizon, in a world that can go on without a log")
+        return limits
+
+
+def drive(
+    policy: Policy,
+    env: DriveVectorEnv,
+    seeds: Sequence[int],
+    limits: np.ndarray,
+    watched: Sequence[bool],
+    tell: Callable[[str], None],
+) -> list[tuple[Scenario, Film | None]]:
+    """Drive the scenes of `env` (as many as it has sub-environments, in physical actions) until each has ended.
+
+    A sub-environment whose scenario has ended begins it again, unseen, until the last one is done.
+    """
+    names = env.scenarios.ids
+    observation, _ = env.reset(seed=list(seeds), options={"scene": list(names)})
+    tally = _Tally(len(seeds))
+    films = [Film() if wanted else None for wanted in watched]
+    live = np.ones(len(seeds), dtype=np.bool_)
+    ended = [""] * len(seeds)
+    _record(films, live, env.state, tally.reward)
+    while live.any():
+        began = perf_counter()
+        observation, reward, terminated, truncated, info = env.step(_checked(policy.act(observation, env.state), env))
+        tally.add(live, reward, info)
+        tally.seconds[live] += (perf_counter() - began) / live.sum()
+        _record(films, live, env.state, tally.reward)
+        over = terminated | truncated | (env.state.step.numpy() >= limits)
+        for row in np.flatnonzero(over & live):
+            measures = info["measures"]
+            ended[row] = next((name for name in env.terminate_on if terminated[row] and measures[name][row]), "horizon")
+        live &= ~over
+        if over.any() and live.any():
+            observation, _ = env.reset(seed=list(seeds), options={"scene": list(names), "reset_mask": over})
+        tell(f"step {int(tally.steps.max())}")
+    return [(tally.scenario(row, names[row], seeds[row], ended[row]), films[row]) for row in range(len(seeds))]
+
+
+class _Tally:
+    """Sums over the steps of B scenarios."""
+
+    def __init__(self, count: int) -> None:
+        self.steps = np.zeros(count, dtype=np.int64)
+        self.seconds, self.reward, self.progress, self.completion, self.comfort, self.simulated = np.zeros((6, count))
+        self.collision, self.off_road, self.measurable = np.zeros((3, count), dtype=np.bool_)
+
+    def add(self, live: np.ndarray, reward: np.ndarray, info: dict[str, Any]) -> None:
+        """Add one step of the scenarios that are still `live`."""
+        measures = info["measures"]
+        self.steps += live
+        self.reward += live * reward
+        self.progress += live * measures["progress"]
+        self.completion = np.where(live, np.maximum(self.completion, measures["route_completion"]), self.completion)
+        self.comfort += live * measures["comfort"]
+        self.simulated += live * info["agents_simulated"]
+        self.collision |= live & measures["collision"]
+        self.off_road |= live & measures["off_road"]
+        self.measurable |= live & measures["off_road_measurable"]
+
+    def scenario(self, row: int, scene: str, seed: int, ended: str) -> Scenario:
+        """Return the row of one scenario."""
+        steps = int(self.steps[row])
+        return Scenario(
+            scene=scene,
+            seed=seed,
+            ended=ended,
+            steps=steps,
+            progress=float(self.progress[row]),
+            route_completion=float(self.completion[row]),
+            collision=bool(self.collision[row]),
+            off_road=bool(self.off_road[row]) if self.measurable[row] else None,
+            comfort=float(self.comfort[row]) / steps,
+            agents_simulated=float(self.simulated[row]) / steps,
+            reward=float(self.reward[row]),
+            steps_per_second=steps / float(self.seconds[row]),
+        )
+
+
+def _checked(action: Any, env: DriveVectorEnv) -> torch.Tensor:
+    """Return what a policy answered as a tensor, if it has the shape of actions; the environment checks the numbers."""
+    tensor = torch.as_tensor(action)
+    if tensor.shape != (env.num_envs, 2):
+        raise ValueError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")
+    return tensor
+
+
+def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray) -> None:
+    """Append the present of every scenario that is watched and still runs."""
+    for row in np.flatnonzero(live).tolist():
+        if (kept := films[row]) is not None:
+            scene = kept.states[0].scene if kept.states else state.scene.take([row])
+            moment = {
+                name: value[row : row + 1].clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)
+            }
+            kept.states.append(State(scene=scene, memory={}, **moment))
+            kept.rewards.append(float(reward[row]))
