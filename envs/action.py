@@ -101,7 +101,7 @@ class ActionSpace:
             name = ("acceleration", "curvature")[column]
             unit = "" if self.kind == "continuous" else (" m/s2", " 1/m")[column]
             raise ValueError(
-                f"action of sub-environment {row}: {name} is {array[row, column]}, wanted a number from {low[column]:g} to "
+                f"action of sub-environment {row}: {name} is {array[row, column]:.6g}, wanted a number from {low[column]:g} to "
                 f"{high[column]:g}{unit}: clip it, or mend the policy if it is NaN or infinite"
             )
         values = torch.from_numpy(np.clip(array, low, high))

@@ -246,10 +246,14 @@ def ego_edge_distance(state: State, edges: RoadEdges) -> Tensor:
 
 def agent_collisions(state: State) -> Tensor:
     """Return whether the box of each agent (B, A) overlaps that of any other valid agent."""
+    place, reach = state.position[..., :2], 0.5 * state.scene.size[..., :2].norm(dim=-1)
+    both = state.valid[:, :, None] & state.valid[:, None] & ~torch.eye(state.valid.shape[1], dtype=torch.bool)
+    # Few pairs are near enough to touch: only those are compared corner by corner.
+    close = (place[:, :, None] - place[:, None]).norm(dim=-1) < reach[:, :, None] + reach[:, None]
+    row, one, other = (both & close).nonzero(as_tuple=True)
     corners = box_corners(state.position, state.heading, state.scene.size)
-    overlap = boxes_overlap(corners[:, :, None], corners[:, None])
-    both = state.valid[:, :, None] & state.valid[:, None]
-    return (overlap & both & ~torch.eye(state.valid.shape[1], dtype=torch.bool)).any(dim=2)
+    overlap = boxes_overlap(corners[row, one], corners[row, other])
+    return torch.zeros_like(state.valid).index_put((row[overlap], one[overlap]), torch.tensor(True))
 
 
 def agent_off_road(state: State, edges: RoadEdges | None = None) -> Tensor:

@@ -102,7 +102,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     what it ended with stands in `infos["final_obs"]` and `infos["final_info"]`.
 
     `reset(seed=s)` gives sub-environment i the seed s + i; it then does, bit for bit, what `DriveEnv` does after
-    `reset(seed=s + i)`. Options of `reset`: `"scene"` (an id, a number or a `Scene` for all, or a list with one of them for each),
+    `reset(seed=s + i)`. Options of `reset`: `"scene"` (an id, a number or a `Scene` for all, or a list with one for each),
     `"reset_mask"` ((num_envs,) bool, which sub-environments are reset).
 
     Attributes:
