@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -163,14 +164,13 @@ def _check_horizon(horizon: int, scenes: SceneDataset, world: World, replayed: b
 def _table(driven: Driven, title: str) -> Table:
     """Return the table for the terminal: the first scenarios, all that failed, and the means."""
     summary = driven.summary()
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_footer=True)
     footer = {
         "steps": "",
         "progress\n(m)": _number(summary["progress"]),
         "route": _share(summary["route_completion"]),
         "colli-\nsion": _share(summary["collision_rate"]),
         "off\nroad": _share(summary["off_road_rate"]),
-        "comfort": _share(summary["comfort"]),
         "agents\nsimulated": _number(summary["agents_simulated"]),
         "steps/s": _number(summary["steps_per_second"]),
     }
@@ -182,7 +182,7 @@ def _table(driven: Driven, title: str) -> Table:
         if row.error is not None:
             table.add_row(row.scene, "[bold red]failed[/]", *[""] * (len(footer) - 1))
             continue
-        cells = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road), _share(row.comfort))
+        cells = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road))
         table.add_row(
             row.scene, str(row.steps), _number(row.progress), *cells, _number(row.agents_simulated), _number(row.steps_per_second)
         )

@@ -17,9 +17,14 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 """From left to right: a folder imports only from those before it."""
 
 WORLDMODEL_RANK = {
-    "run": 0, "geometry": 0, "scene": 1, "networks": 1, "dynamics": 2, "tokens": 2, "raster": 2,
-    "behavior": 3, "camera": 3, "world": 4, "open_loop": 5, "sumo": 6,
-}  # fmt: skip
+    **dict.fromkeys(("run", "geometry"), 0),
+    **dict.fromkeys(("scene", "networks"), 1),
+    **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process"), 2),
+    **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),
+    "world": 4,
+    **dict.fromkeys(("open_loop", "sumo_world"), 5),
+    "sumo": 6,
+}
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
 
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
@@ -29,7 +34,6 @@ ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pygame": "renderers/",
     "imageio": "renderers/",
-    "tyro": "agents/",
     "matplotlib": "worldmodel/train_",
 }
 """Modules that only files whose path begins so may import."""
@@ -47,16 +51,14 @@ def sources() -> dict[str, ast.Module]:
 
 
 def walk_with_function(node: ast.AST, function: str = "") -> Iterator[tuple[ast.AST, str]]:
-    """Yield every node with the name of the function around it."""
+    """Yield every node that can run, with the name of the function around it."""
     yield node, function
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         function = node.name
     for child in ast.iter_child_nodes(node):
         yield from walk_with_function(child, function)
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def own_file(parts: list[str]) -> str | None:
@@ -101,7 +103,7 @@ def rank(path: str) -> int:
         return -1
     if stem.startswith("train_"):
         return 10
-    return WORLDMODEL_RANK["sumo" if stem.startswith("sumo") else stem]
+    return WORLDMODEL_RANK[stem]
 
 
 @pytest.mark.parametrize("path", sources())
@@ -112,7 +114,7 @@ def test_imports_go_left(path: str) -> None:
         mine, theirs = FOLDERS.index(path.split("/")[0]), FOLDERS.index(target.split("/")[0])
         assert theirs <= mine, f"{path} imports {target}: only {' <- '.join(FOLDERS)}"
         if (path.split("/")[0], target.split("/")[0]) == ("envs", "renderers"):
-            assert function == "render", f"{path} imports {target} outside of render()"
+            assert function in ("render", "_draw"), f"{path} imports {target} outside of render() and its _draw()"
         if mine == theirs == 0 and target != path:
             if path.startswith("worldmodel/data/"):
                 allowed = ("worldmodel/data/", "worldmodel/scene.py", "worldmodel/geometry.py")
@@ -137,13 +139,13 @@ def test_no_cycles() -> None:
 
 
 def test_closed_loop_fits_in_a_head() -> None:
-    """Everything that `agents/rollout.py` can reach, imports inside functions included."""
+    """All that `import worldloop.agents.rollout` loads; pictures and SUMO are imported where they are asked for."""
     reached, todo = set(), ["agents/rollout.py"]
     while todo:
         path = todo.pop()
         if path not in reached:
             reached.add(path)
-            todo += [target for target, _, _ in imports(path) if target]
+            todo += [target for target, _, function in imports(path) if target and not function]
             package = f"{Path(path).parent}/__init__.py"
             todo += [package] if package in sources() else []
     lines = sum(len((ROOT / path).read_text().splitlines()) for path in reached)
@@ -169,7 +171,9 @@ def test_forbidden_words(path: str) -> None:
     for node in ast.walk(sources()[path]):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
-            assert not re.search(r"\b(BaseException|Exception|everything)\b", caught), f"{path}:{node.lineno} catches {caught}"
+            reraised = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            broad = re.search(r"\b(BaseException|Exception|everything)\b", caught)
+            assert reraised or not broad, f"{path}:{node.lineno} catches {caught} and does not raise it again"
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in FORBIDDEN_CALLS, f"{path}:{node.lineno} calls {ast.unparse(node.func)}"
             assert not any(k.arg == "shell" for k in node.keywords), f"{path}:{node.lineno} passes shell="
