@@ -165,7 +165,7 @@ def _roundabout(random: Random) -> _Plan:
     """A roundabout with three to five arms; who is in it has the right of way."""
     plan = _Plan()
     count = random.choice((3, 4, 4, 4, 5))
-    ring_lanes = random.choice((1, 1, 2))
+    ring_lanes = random.choice((1, 1, 1, 2))
     radius = random.uniform(16, 22) + (4 if count == 5 else 0) + 3 * (ring_lanes - 1)
     speed, ring_speed = random.choice((8.33, 11.11, 13.89)), random.uniform(6.9, 9.0)
     turn = random.uniform(0, 2 * math.pi)

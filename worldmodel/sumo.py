@@ -27,11 +27,12 @@ import numpy as np
 import torch
 
 from .networks import TEMPLATES
-from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, SignalState, make_scene
-from .sumo_map import POINTS, LaneUse, RoadMap, read_road_map, route_centreline
-from .sumo_process import Inputs, MissingDependencyError, Simulation, config_inputs, template_inputs
+from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
+from .sumo_map import LETTER_STATES, POINTS, LaneUse, RoadMap, read_road_map, route_centreline
+from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, source_inputs
+from .sumo_world import SumoWorld
 
-__all__ = ["SIGNAL_LETTERS", "TEMPLATES", "MissingDependencyError", "agent_kind", "generate", "source_inputs"]
+__all__ = ["TEMPLATES", "MissingDependencyError", "SumoWorld", "generate"]
 
 AGENT_RADIUS, MOST_AGENTS = 80.0, 64
 MAP_RADIUS, MOST_POLYLINES = 120.0, 256
@@ -39,23 +40,8 @@ ROUTE_SPACING, MOST_ROUTE_POINTS = 2.0, 128
 _FARTHER = np.array([1.0, 1.0, 1.5, 2.0, 1.0, 1.5, 1.0])
 """By `PolylineKind`: how much less a polyline matters, where there are too many of them."""
 
-RECIPE_VERSION = 1
 SEEDS_APART = 10_000
 """Simulations of one seed are numbered from seed * SEEDS_APART on, so that different seeds share no network."""
-
-SIGNAL_LETTERS = {
-    "G": SignalState.GO,
-    "g": SignalState.GO,
-    "y": SignalState.CAUTION,
-    "Y": SignalState.CAUTION,
-    "r": SignalState.STOP,
-    "u": SignalState.STOP,
-}
-"""What SUMO's letters for a signal mean (u: red and yellow together); every other letter is UNKNOWN."""
-
-_LETTERS = np.zeros(128, dtype=np.int64)
-for _letter, _state in SIGNAL_LETTERS.items():
-    _LETTERS[ord(_letter)] = _state
 
 
 def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, egos: int = 4, windows: int = 4) -> Iterator[Scene]:
@@ -109,18 +95,7 @@ def _generate(source: str, seed: int, scenes: int, steps: int, egos: int, window
         number += 1
 
 
-def source_inputs(source: dict[str, Any], folder: Path) -> Inputs:
-    """Return what SUMO needs for the `source` of a recipe; files are written into `folder`.
-
-    Raises:
-        ValueError, FileNotFoundError: as `template_inputs` and `config_inputs`.
-    """
-    if "config" in source:
-        return config_inputs(Path(source["config"]), folder)
-    return template_inputs(source["template"], source["seed"], folder)
-
-
-def agent_kind(vehicle_class: str) -> AgentKind:
+def _agent_kind(vehicle_class: str) -> AgentKind:
     """Return the kind of SUMO's vehicle class."""
     return {"pedestrian": AgentKind.PEDESTRIAN, "bicycle": AgentKind.CYCLIST}.get(vehicle_class, AgentKind.VEHICLE)
 
@@ -199,7 +174,7 @@ def _record(simulation: Simulation, begin: int, steps: int) -> _Window:
         velocity=velocity[:, 1:],
         valid=valid[:, 1:],
         size=np.array([body[:3] for body in bodies]).reshape(-1, 3),
-        kind=np.array([agent_kind(body[3]) for body in bodies], dtype=np.int64),
+        kind=np.array([_agent_kind(body[3]) for body in bodies], dtype=np.int64),
         lane=lane[:, 1:],
         shown=shown,
     )
@@ -231,7 +206,7 @@ class _Lights:
         self.link: list[tuple[str, int]] = []
         piece, position, heading = [], [], []
         for lane, lights in ways.items():
-            course = {tuple(SIGNAL_LETTERS.get(phase[way.link]) for phase in phases[way.light]) for way in lights}
+            course = {tuple(int(LETTER_STATES[ord(phase[way.link])]) for phase in phases[way.light]) for way in lights}
             alike = len(course) == 1
             end = road.lanes[lane].shape
             for way in lights[:1] if alike else lights:
@@ -245,7 +220,7 @@ class _Lights:
     def states(self, which: np.ndarray, shown: list[dict[str, str]]) -> np.ndarray:
         """Return the `SignalState` (S, T) of the signals `which` (S,)."""
         letters = [[ord(step[light][link]) for step in shown] for light, link in (self.link[place] for place in which)]
-        return _LETTERS[np.array(letters, dtype=np.int64).reshape(len(which), len(shown))]
+        return LETTER_STATES[np.array(letters, dtype=np.int64).reshape(len(which), len(shown))]
 
 
 def _make_scene(

@@ -24,13 +24,18 @@ import torch
 from shapely.geometry import LineString, MultiLineString, Polygon
 
 from .geometry import resample_polyline, split_polyline
-from .scene import LaneLinkKind, PolylineKind
+from .scene import LaneLinkKind, PolylineKind, SignalState
 
 POINTS = 10
 """P, the most points of one polyline."""
 
 SPACING = 2.5
 """Metres between two points of a polyline."""
+
+LETTER_STATES = np.full(128, SignalState.UNKNOWN, dtype=np.int64)
+"""The `SignalState` of SUMO's letters for a signal, by their ASCII code; u is red and yellow together."""
+for _letters, _state in (("Gg", SignalState.GO), ("yY", SignalState.CAUTION), ("ru", SignalState.STOP)):
+    LETTER_STATES[[ord(_letter) for _letter in _letters]] = _state
 
 _MOTOR = frozenset(
     "passenger private taxi bus coach delivery truck trailer motorcycle moped evehicle emergency authority army vip hov custom1 "

@@ -3,6 +3,11 @@
 It knows neither torch nor `Scene`, so that a worker starts in half a second and stays small. libsumo holds one simulation a
 process; `Simulation` says so when a second one is opened.
 
+The worker (`python -m worldloop.worldmodel.sumo_process`, started by `SumoWorld`) brings a simulation to the present of a scene
+and forks: the child drives on with the ego, the parent keeps the present, so that going back there costs a fork and no
+simulation. SUMO's own saved states would not do: continued from one, vehicles stand up to metres elsewhere after ten seconds, and
+not even the same twice (measured with SUMO 1.28). Simulated again from the beginning, they stand in the same place to the bit.
+
 SUMO gives the middle of the front bumper and degrees clockwise from north; everything that leaves this file is the centre of the
 box and radians counter-clockwise from +x, in the network's coordinates.
 
@@ -12,12 +17,18 @@ Values are read agent by agent: libsumo's subscriptions give the same values abo
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import math
+import os
+import signal
 import subprocess
+import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 from xml.etree import ElementTree
 
 import defusedxml.ElementTree
@@ -28,6 +39,10 @@ from .networks import make_network
 TICK = 0.1
 """Seconds of one simulation step."""
 
+RECIPE_VERSION = 1
+"""Version of `Scene.recipe`, JSON with: version, source, begin (tick of step 0), ego, offset of the scene's frame in the network,
+agents in the order of dimension A, signals as (traffic light, link index) in the order of dimension S."""
+
 PERSON = "person:"
 """What stands before a pedestrian's id, because SUMO lets vehicles and persons share ids."""
 
@@ -36,7 +51,6 @@ _FIXED_OPTIONS = (
     *("--intermodal-collision.action", "none", "--no-step-log", "true", "--no-warnings", "true", "--verbose", "false"),
     *("--xml-validation", "never", "--xml-validation.net", "never", "--xml-validation.routes", "never", "--end", "1000000"),
     *("--pedestrian.striping.walkingarea-detail", "24"),
-    *("--save-state.rng", "true", "--save-state.transportables", "true", "--save-state.precision", "17"),
 )
 """The sublane model moves vehicles sideways smoothly; nobody is removed or set elsewhere, whatever the ego does."""
 
@@ -49,6 +63,13 @@ _DETECTORS = frozenset(
 
 class MissingDependencyError(ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def require_sumo() -> None:
+    """Raise MissingDependencyError if SUMO is not installed, without loading it."""
+    for name in ("libsumo", "sumo"):
+        if importlib.util.find_spec(name) is None:
+            raise MissingDependencyError(f'SUMO is not installed (no module {name}): pip install "worldloop[sumo]"')
 
 
 def _import(name: str) -> ModuleType:
@@ -64,6 +85,13 @@ class Inputs:
 
     network: Path
     options: tuple[str, ...]
+
+
+def source_inputs(source: dict[str, Any], folder: Path) -> Inputs:
+    """Return what SUMO needs for the `source` of a recipe: {"template", "seed"} or {"config", "seed"}; see the two below."""
+    if "config" in source:
+        return config_inputs(Path(source["config"]), folder)
+    return template_inputs(source["template"], source["seed"], folder)
 
 
 def template_inputs(template: str, seed: int, folder: Path) -> Inputs:
@@ -160,13 +188,13 @@ class Simulation:
         ValueError: SUMO refuses its input, with what it said.
     """
 
-    def __init__(self, inputs: Inputs, seed: int, state: Path | None = None) -> None:
+    def __init__(self, inputs: Inputs, seed: int) -> None:
         self._sumo: Any = _import("libsumo")
         if self._sumo.isLoaded():
             raise RuntimeError("this process runs a SUMO simulation already: close it first, or use another process")
         command = ["sumo", *inputs.options, *_FIXED_OPTIONS, "--seed", str(seed % 2**31)]
         try:
-            self._sumo.start(command + (["--load-state", str(state)] if state else []))
+            self._sumo.start(command)
         except (self._sumo.TraCIException, self._sumo.FatalTraCIError) as error:
             raise ValueError(f"SUMO cannot run {inputs.network}: {error}") from error
         self._body: dict[str, tuple[float, float, float, str]] = {}
@@ -252,6 +280,132 @@ class Simulation:
         front = (x + half * math.cos(heading), y + half * math.sin(heading))
         self._sumo.vehicle.moveToXY(vehicle, "", -1, *front, angle=(90.0 - math.degrees(heading)) % 360.0, keepRoute=2)
 
-    def save(self, path: Path) -> None:
-        """Write the simulation's state, for the `state` of another `Simulation` of the same inputs."""
-        self._sumo.simulation.saveState(str(path))
+    def knows(self, vehicle: str) -> bool:
+        """Whether a vehicle is in the network."""
+        return vehicle in self._sumo.vehicle.getIDList()
+
+    def speed(self, agent: str) -> float:
+        """Return metres per second of an agent that is there."""
+        if agent.startswith(PERSON):
+            return self._sumo.person.getSpeed(agent.removeprefix(PERSON))
+        return self._sumo.vehicle.getSpeed(agent)
+
+
+class _Branch:
+    """A simulation from the present of a scene on, as the worker's child drives it.
+
+    The request "open" says what is asked for: `agents`, `signals` ((light, link) each), `ego`, `offset` of the scene's frame.
+    """
+
+    def __init__(self, simulation: Simulation, request: dict[str, Any]) -> None:
+        self.simulation, self.request = simulation, request
+        self.before: dict[str, np.ndarray] = {}
+
+    def tick(self) -> None:
+        frame = self.simulation.observe()
+        self.before = dict(zip(frame.ids, frame.pose, strict=True))
+        self.simulation.tick()
+
+    def step(self, x: float, y: float, heading: float) -> None:
+        """Move the ego to a pose in the scene's frame, everyone else as SUMO wants; an ego that left the network stays away."""
+        ego, offset = self.request["ego"], self.request["offset"]
+        if self.simulation.knows(ego):
+            self.simulation.move(ego, x + offset[0], y + offset[1], heading)
+        self.tick()
+
+    def reply(self) -> dict[str, Any]:
+        """Return x, y, z, heading and velocity of each agent asked for (None: not there), and the signals' letters."""
+        frame, offset = self.simulation.observe(), self.request["offset"]
+        now = dict(zip(frame.ids, frame.pose, strict=True))
+        agents: list[list[float] | None] = []
+        for name in self.request["agents"]:
+            if name not in now:
+                agents.append(None)
+                continue
+            x, y, z, heading = now[name].tolist()
+            if name in self.before:
+                velocity = ((now[name] - self.before[name])[:2] / TICK).tolist()
+            else:
+                speed = self.simulation.speed(name)
+                velocity = [speed * math.cos(heading), speed * math.sin(heading)]
+            agents.append([x - offset[0], y - offset[1], z, heading, *velocity])
+        shown = self.simulation.signals()
+        return {"agents": agents, "signals": "".join(shown[light][link] for light, link in self.request["signals"])}
+
+
+_REWIND, _LEAVE, _END, _FAILED = 10, 11, 12, 13
+
+
+def _run_child(branch: _Branch, requests: BinaryIO, replies: BinaryIO) -> NoReturn:
+    """Drive a branch in a forked process, which must never go on as its parent; its exit code says what comes next."""
+    code = _FAILED
+    try:
+        code = _drive(branch, requests, replies)
+    finally:
+        if code == _FAILED:
+            traceback.print_exc()
+        os._exit(code)
+
+
+def _drive(branch: _Branch, requests: BinaryIO, replies: BinaryIO) -> int:
+    """Answer requests about one branch until it is left; returns what the worker shall do next."""
+    _send(replies, branch.reply())
+    while line := requests.readline():
+        request = json.loads(line)
+        if request["do"] == "rewind":
+            return _REWIND
+        if request["do"] == "leave":
+            return _LEAVE
+        for motion in request["motions"]:
+            branch.step(*motion)
+        _send(replies, branch.reply())
+    return _END
+
+
+def _send(replies: BinaryIO, reply: dict[str, Any]) -> None:
+    replies.write(json.dumps(reply).encode() + b"\n")
+    replies.flush()
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """The worker: opens scenes and forks their branches until there are no more requests.
+
+    Requests and replies are lines of JSON, one reply for each request: {"do": "open", "network", "options", "seed", "present" and
+    what `_Branch` needs}, {"do": "step", "motions": [[x, y, heading], ...]}, {"do": "rewind"}, {"do": "leave"}.
+    """
+    while line := requests.readline():
+        request = json.loads(line)
+        try:
+            simulation = Simulation(Inputs(Path(request["network"]), tuple(request["options"])), request["seed"])
+        except (ValueError, MissingDependencyError) as error:
+            _send(replies, {"error": str(error)})
+            continue
+        with simulation:
+            simulation.tick(request["present"] - 1)
+            branch = _Branch(simulation, request)
+            branch.tick()
+            code = _REWIND
+            while code == _REWIND:
+                child = os.fork()
+                if child == 0:
+                    _run_child(branch, requests, replies)
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != _LEAVE:
+            return
+        _send(replies, {})
+
+
+def _main() -> None:
+    """Serve on standard input and output; what SUMO itself prints goes to the error output.
+
+    The worker ends with its input: not at Ctrl-C, which is for who started it, and without complaint when nobody reads any more.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    _main()
