@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -28,9 +28,6 @@ from .measures import EgoPast, RoadEdges, ego_measures, next_past, road_edges, s
 from .observation import ObservationSize, Surroundings, observation_space, observe, surroundings, to_numpy
 from .reward import RewardWeights, reward_terms
 from .scenarios import Scenarios, Source
-
-if TYPE_CHECKING:
-    from ..renderers.bev import BirdEyeRenderer
 
 TERMINATIONS = ("collision", "off_road")
 """Measures that may end an episode."""
@@ -150,7 +147,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.generators: list[np.random.Generator | None] = [None] * num_envs
         self._episode: Episode | None = None
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        self._renderers: dict[int, BirdEyeRenderer] = {}
+        self._renderers: dict[int, Any] = {}
+        self._owns_world = isinstance(world, str)
 
     @staticmethod
     def _check_arguments(
@@ -251,17 +249,26 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
                 "render() draws nothing without a render_mode: make the environment with render_mode='rgb_array'"
             )
             return None
-        frames = tuple(self._draw(row) for row in range(1 if self.render_mode == "human" else self.num_envs))
+        from ..renderers.bev import BirdEyeRenderer  # pictures are only loaded where someone looks at them
+
+        rows = range(1 if self.render_mode == "human" else self.num_envs)
+        for row in rows:
+            if row not in self._renderers:
+                self._renderers[row] = BirdEyeRenderer()
+        frames = tuple(self._draw(row) for row in rows)
         if self.render_mode == "rgb_array":
             return frames
         self._renderers[0].show(frames[0], self.metadata["render_fps"])
         return None
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the window, if there is one."""
+        """Close the window, and the world if it was opened here and runs processes (SUMO does)."""
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
+        close = getattr(self.world, "close", None)
+        if self._owns_world and close is not None:
+            close()
 
     def _reset_mask(self, mask: Any) -> np.ndarray:
         if mask is None:
@@ -422,11 +429,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         }
 
     def _draw(self, row: int) -> np.ndarray:
-        from ..renderers.bev import BirdEyeRenderer  # pictures are only loaded where someone looks at them
-
         episode = self._running()
-        if row not in self._renderers:
-            self._renderers[row] = BirdEyeRenderer()
         return self._renderers[row].draw(
             episode.state,
             row,
