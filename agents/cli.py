@@ -45,6 +45,8 @@ COMMANDS = {
     "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
+    "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how near the learned world comes to recorded traffic; a table"),
+    "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how near the learned world comes to recorded traffic; a table"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, CommonRoad) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
     "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK):
             raise
         console.print("[bold red]error:[/] ", end="")
-        console.print(describe_error(error), markup=False)
+        console.print(describe_error(error), markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("interrupted; nothing half-written was left", markup=False)

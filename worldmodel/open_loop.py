@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,25 @@ def logged_ego(scenes: Scene, step: int) -> Motion:
     return Motion(scenes.position[row, ego, last] + shift, scenes.heading[row, ego, last], velocity)
 
 
-def simulate(world: World, scenes: Scene, rollouts: int, steps: int, generator: torch.Generator) -> Futures:
-    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log."""
+def simulate(
+    world: World,
+    scenes: Scene,
+    rollouts: int,
+    steps: int,
+    generator: torch.Generator,
+    watch: Callable[[State], None] = lambda state: None,
+) -> Futures:
+    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log.
+
+    `watch` sees the state (B K rows, copies of a scene side by side) at the present and after every tick.
+    """
     many = scenes.repeat(rollouts)
     state = world.reset(many, random_keys(generator, len(many)))
+    watch(state)
     moments: list[State] = []
     for step in range(1, steps + 1):
         state = world.step(state, logged_ego(many, step))
+        watch(state)
         moments.append(state)
     split = lambda tensor: tensor.unflatten(0, (len(scenes), rollouts))  # noqa: E731
     return Futures(

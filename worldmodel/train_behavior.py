@@ -15,11 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import safetensors.torch
 import torch
-import tyro
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
@@ -69,8 +68,8 @@ class Args:
     """Most tokens in the vocabulary of vehicles."""
     other_tokens: int = 256
     """Most tokens of pedestrians, and of cyclists."""
-    model: Annotated[dict[str, int], tyro.conf.arg(metavar="NAME VALUE ...")] = field(default_factory=dict)
-    """Sizes of the model that differ from BehaviorConfig, such as `--model width 96 layers 2`."""
+    model: dict[str, int] = field(default_factory=dict)
+    """Sizes of the model that differ from BehaviorConfig, as pairs: `--model width 96 layers 2`."""
     evaluate_every: int = 500
     """Steps between two validations."""
     seed: int = 0
@@ -91,13 +90,12 @@ class Source:
     def parse(cls, text: str) -> Source:
         """Read `FOLDER[:GLOB][=WEIGHT]`."""
         place, _, weight = text.partition("=")
-        folder, _, pattern = place.partition(":")
         try:
             share = float(weight or 1)
         except ValueError:
             raise ValueError(f"--data {text}: the weight {weight!r} is not a number") from None
-        dataset = SceneDataset(Path(folder))
-        return cls(Path(folder).name, dataset.subset(pattern) if pattern else dataset, share)
+        dataset = SceneDataset.named(place)
+        return cls(dataset.path.name, dataset, share)
 
 
 def crop(scene: Scene, start: int, steps: int, agents: int, polylines: int) -> Scene:
