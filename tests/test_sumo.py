@@ -222,7 +222,7 @@ def equal(first: object, second: object) -> bool:
 
 
 def test_ego_as_logged_gives_the_log_and_states_come_back(scenes: dict[str, list[Scene]], tmp_path: Path) -> None:
-    batch = stack([scenes["crossing"][0], scenes["arterial"][0]])
+    batch = stack([scenes["crossing"][0], scenes["arterial"][-1]])
     with SumoWorld() as world:
         state = world.reset(batch, keys(batch))
         trace = [state]

@@ -122,7 +122,7 @@ def _simulate(source: str, number: int, steps: int, egos: int, windows: int) -> 
                 ]
                 pause = int(random.integers(20, 80))
                 simulation.tick(pause)
-                tick += 1 + steps + pause
+                tick += steps + pause
     return made
 
 
