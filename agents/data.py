@@ -109,7 +109,7 @@ def run_import(args: Import) -> None:
         counts = {name: value for name, value in asdict(done).items() if isinstance(value, int)}
         run.finish(counts | {"skipped": len(done.skipped), "scenes_per_second": done.scenes / done.seconds})
     for line in (*done.notices, *(f"left out {skipped.source}: {skipped.reason}" for skipped in done.skipped)):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"{done.scenes} scenes from {done.files} files ({done.agents} road users, {done.agent_steps} agent-steps, "
         f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",

@@ -26,8 +26,8 @@ from .rollout import Rollout as Driven
 from .rules import ReplayPolicy
 
 FILM_PIXELS = 480
-MOST_ROWS = 40
-"""Rows that the table in the terminal shows; scenarios.csv has them all."""
+MOST_ROWS, MOST_FAILURES = 40, 10
+"""Rows and error messages that the terminal shows; scenarios.csv has them all."""
 
 TRAIL_STEPS = 20
 HELD_FRAMES = 10
@@ -129,13 +129,15 @@ def _run(command: str, args: Rollout) -> int:
         run.finish(driven.summary())
     console = Console(highlight=False)
     console.print(_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
-    for row in driven.scenarios:
-        if row.error is not None:
-            console.print(f"failed: {row.scene}: {row.error}", markup=False)
+    failed = [row for row in driven.scenarios if row.error is not None]
+    for row in failed[:MOST_FAILURES]:
+        console.print(f"failed: {row.scene}: {row.error}", markup=False, soft_wrap=True)
+    if len(failed) > MOST_FAILURES:
+        console.print(f"... and {len(failed) - MOST_FAILURES} more, see the column error in scenarios.csv", markup=False)
     if driven.films:
         console.print(f"film: {out / 'rollout.mp4'}", markup=False, soft_wrap=True)
     console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)
-    return 1 if any(row.error is not None for row in driven.scenarios) else 0
+    return 1 if failed else 0
 
 
 def _open_world(args: Rollout) -> World:
@@ -164,6 +166,7 @@ def _check_horizon(horizon: int, scenes: SceneDataset, world: World, replayed: b
 def _table(driven: Driven, title: str) -> Table:
     """Return the table for the terminal: the first scenarios, all that failed, and the means."""
     summary = driven.summary()
+    title = f"{title}: {summary['scenarios']} scenarios, {summary['failed']} failed"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_footer=True)
     footer = {
         "steps": "",
@@ -174,7 +177,7 @@ def _table(driven: Driven, title: str) -> Table:
         "agents\nsimulated": _number(summary["agents_simulated"]),
         "steps/s": _number(summary["steps_per_second"]),
     }
-    table.add_column("scenario", f"{summary['scenarios']} scenarios, {summary['failed']} failed", overflow="fold", min_width=12)
+    table.add_column("scenario", "mean", overflow="fold", min_width=12)
     for name, mean in footer.items():
         table.add_column(name, mean, justify="right", no_wrap=True)
     shown = [row for number, row in enumerate(driven.scenarios) if number < MOST_ROWS or row.error is not None]

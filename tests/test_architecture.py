@@ -114,7 +114,7 @@ def test_imports_go_left(path: str) -> None:
         mine, theirs = FOLDERS.index(path.split("/")[0]), FOLDERS.index(target.split("/")[0])
         assert theirs <= mine, f"{path} imports {target}: only {' <- '.join(FOLDERS)}"
         if (path.split("/")[0], target.split("/")[0]) == ("envs", "renderers"):
-            assert function in ("render", "_draw"), f"{path} imports {target} outside of render() and its _draw()"
+            assert function == "render", f"{path} imports {target} outside of render()"
         if mine == theirs == 0 and target != path:
             if path.startswith("worldmodel/data/"):
                 allowed = ("worldmodel/data/", "worldmodel/scene.py", "worldmodel/geometry.py")

@@ -1,0 +1,159 @@
+"""The closed loop: rows are the same however scenes are batched, and a failure is counted and hits nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+from scenes import several_roads, straight_road
+from torch import Tensor
+from worldloop.agents.policy import POLICIES, load_policy
+from worldloop.agents.rollout import Scenario, open_scenes, rollout
+from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
+from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
+from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
+from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
+
+
+def data_set(folder: Path, *scenes: Scene) -> SceneDataset:
+    with ShardWriter(folder) as writer:
+        for scene in scenes:
+            writer.add(scene)
+    return SceneDataset(folder)
+
+
+@pytest.fixture
+def roads(tmp_path: Path) -> SceneDataset:
+    return data_set(tmp_path / "roads", several_roads(5))
+
+
+def without_times(rows: Sequence[Scenario]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in asdict(row).items() if name != "steps_per_second"} for row in rows]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_rows_do_not_depend_on_the_batch(roads: SceneDataset, name: str) -> None:
+    world = LearnedWorld(tiny_model())
+    runs = [rollout(load_policy(name), world, roads, seed=3, steps=15, batch=batch) for batch in (1, 2, 5)]
+    assert [row.error for row in runs[0].scenarios] == [None] * 5
+    for run in runs[1:]:
+        for mine, theirs in zip(without_times(runs[0].scenarios), without_times(run.scenarios), strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_same_seed_same_rows(roads: SceneDataset) -> None:
+    world = LearnedWorld(tiny_model())
+    first, again, other = (rollout(load_policy("random"), world, roads, seed=seed, steps=10) for seed in (0, 0, 9))
+    assert without_times(first.scenarios) == without_times(again.scenarios)
+    assert without_times(first.scenarios) != without_times(other.scenarios)
+
+
+def test_numbers_of_a_drive_that_is_known(tmp_path: Path) -> None:
+    """10 m/s for 30 steps among agents at constant velocity: 30 m, 4 others simulated (the cone stands), no contact."""
+    run = rollout(ConstantPolicy(), ReplayWorld(), data_set(tmp_path / "one", straight_road()), steps=30)
+    row = run.scenarios[0]
+    assert (row.scene, row.ended, row.steps) == ("hand/straight", "horizon", 30)
+    assert (row.collision, row.off_road, row.error) == (False, False, None)
+    assert row.progress == pytest.approx(30.0, abs=0.1)
+    assert row.route_completion == pytest.approx(30 / 180, abs=1e-3)
+    assert row.agents_simulated == 4
+    assert row.comfort == pytest.approx(1.0)
+    assert row.reward == pytest.approx(0.1 * row.progress + 0.02 * 30, abs=1e-3)
+    assert run.summary()["collision_rate"] == 0.0
+
+
+def test_collision_ends_a_scenario_and_the_others_go_on(tmp_path: Path) -> None:
+    near, far = straight_road("hand/near", ego_speed=14.0, leader_gap=8.0), straight_road("hand/far", leader_gap=60.0)
+    run = rollout(ConstantPolicy(), ReplayWorld(), data_set(tmp_path / "two", near, far), steps=40, film=2)
+    first, second = run.scenarios
+    assert (first.ended, first.collision) == ("collision", True)
+    assert 8 <= first.steps <= 10  # (8 - 4.5) m at 4 m/s
+    assert (second.ended, second.collision, second.steps) == ("horizon", False, 40)
+    assert [len(run.films[name].states) for name in ("hand/near", "hand/far")] == [first.steps + 1, 41]
+    assert run.films["hand/near"].rewards[-1] == pytest.approx(first.reward)
+    assert run.films["hand/far"].states[-1].step.tolist() == [40]
+
+
+def test_off_road_is_unknown_where_the_map_has_no_edges(tmp_path: Path) -> None:
+    run = rollout(IdmPolicy(), ReplayWorld(), data_set(tmp_path / "one", straight_road(edges=False)), steps=5)
+    assert run.scenarios[0].off_road is None
+    assert run.summary()["off_road_rate"] is None
+
+
+def test_without_a_horizon_each_scene_is_as_long_as_its_log(tmp_path: Path) -> None:
+    scenes = data_set(tmp_path / "two", straight_road("hand/a", steps=31), straight_road("hand/b", steps=41))
+    for world in (ReplayWorld(), ConstantVelocityWorld()):
+        run = rollout(ReplayPolicy(), world, scenes)
+        assert [(row.steps, row.ended, row.error) for row in run.scenarios] == [(20, "horizon", None), (30, "horizon", None)]
+
+
+class Faulty:
+    """Drives straight on, but answers NaN in the scenes whose ego is slow."""
+
+    def act(self, observation: Any, state: State) -> Tensor:
+        slow = state.scene.velocity[state.scene.ego_row(), state.scene.ego, HISTORY_STEPS].norm(dim=-1) < 7.5
+        return torch.where(slow[:, None], torch.nan, torch.zeros(len(state), 2))
+
+
+def test_failed_scenarios_are_counted_and_the_others_driven(roads: SceneDataset) -> None:
+    run = rollout(Faulty(), ReplayWorld(), roads, steps=5)
+    assert [row.ended for row in run.scenarios] == ["failed", "failed", "horizon", "horizon", "horizon"]
+    assert [row.scene for row in run.scenarios] == list(roads.ids)
+    assert "nan" in (run.scenarios[0].error or "")
+    summary = run.summary()
+    assert (summary["scenarios"], summary["failed"]) == (5, 2)
+    assert summary["progress"] == pytest.approx(np.mean([row.progress for row in run.scenarios[2:]]))
+
+
+def test_a_damaged_scene_fails_alone(tmp_path: Path) -> None:
+    roads = data_set(tmp_path / "roads", several_roads(4))
+    bad = roads.entries[1] | {"crc32": 1}
+    roads.entries[1] = bad
+    run = rollout(IdmPolicy(), ReplayWorld(), roads, steps=5)
+    assert [row.error is None for row in run.scenarios] == [True, False, True, True]
+    assert "damaged" in (run.scenarios[1].error or "")
+
+
+def test_wrong_shape_of_actions_is_named(roads: SceneDataset) -> None:
+    class Single:
+        def act(self, observation: Any, state: State) -> np.ndarray:
+            return np.zeros(2, np.float32)
+
+    run = rollout(Single(), ReplayWorld(), roads, steps=5)
+    assert all("shape (2,), wanted (1, 2)" in (row.error or "") for row in run.scenarios)
+
+
+def test_user_mistakes_other_than_values_are_not_hidden(roads: SceneDataset) -> None:
+    class Broken:
+        def act(self, observation: Any, state: State) -> Tensor:
+            raise TypeError("a bug in the user's driver")
+
+    with pytest.raises(TypeError, match="a bug"):
+        rollout(Broken(), ReplayWorld(), roads, steps=5)
+
+
+def test_arguments_out_of_range(roads: SceneDataset) -> None:
+    for wrong in ({"batch": 0}, {"steps": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match="wanted batch and horizon >= 1"):
+            rollout(IdmPolicy(), ReplayWorld(), roads, **wrong)
+
+
+def test_scenes_by_folder_and_pattern(roads: SceneDataset) -> None:
+    assert open_scenes(roads.path).ids == roads.ids
+    assert open_scenes(f"{roads.path}:hand/[13]").ids == ("hand/1", "hand/3")
+    with pytest.raises(ValueError, match="no scene matches 'nobody'"):
+        open_scenes(f"{roads.path}:nobody")
+    with pytest.raises(ValueError, match="does not exist"):
+        open_scenes(roads.path.with_name("elsewhere"))
+
+
+def test_log_that_ends_at_the_present_is_named(tmp_path: Path) -> None:
+    scene = straight_road(steps=HISTORY_STEPS + 1)
+    run = rollout(IdmPolicy(), ConstantVelocityWorld(), data_set(tmp_path / "short", replace(scene, id=("hand/short",))))
+    assert "hand/short: its log ends at the present" in (run.scenarios[0].error or "")
