@@ -2,7 +2,7 @@
 
 A network is one of our templates (`TEMPLATES`, drawn anew from every seed, see `networks.py`) or a user's .sumocfg. After a
 warm-up the simulation is recorded at 10 Hz, and several egos are picked out of every recorded window, with a liking for those
-that move and have others near; about one in ten never moves, mostly at a red light. `Scene.recipe` says how to start the very same
+that move and have others near; about one in ten never moves, mostly at a red light. `Scene.recipe` says how to start the same
 moment again, which is what `SumoWorld` does.
 
 What a scene holds: the (at most) 64 agents nearest to the ego within 80 m, the map within 120 m of where the ego drives (at most
