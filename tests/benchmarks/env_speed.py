@@ -2,8 +2,8 @@
 
 Two cases, each with the learned world and with log replay, each in a process of its own:
 
-- single: `DriveEnv` with 32 agents; the wall-clock time of one `step`, resets apart. The learned world decides in one of five steps,
-  which the median hides: the mean and the time of a deciding step stand beside it.
+- single: `DriveEnv` with 32 agents; the wall-clock time of one `step`, resets apart. The learned world decides in one of five,
+  which the median hides: the mean and the slowest fifth stand beside it.
 - vector: `DriveVectorEnv` with 64 scenes of 32 agents; agent-steps a CPU-second (`time.process_time`, all threads), everything
   included: world, measures, reward, observation, and the resets of episodes that end.
 
