@@ -1,8 +1,8 @@
 """Run folders: what a command was asked, with which seed and versions, what it measured, and how it ended.
 
 A run folder holds `run.json` (one record of the whole run), `metrics.jsonl` (one line a logged step, append-only) and whatever
-the command itself writes. A short command (a rollout) works in `<folder>.partial`, which takes its final name only when everything
-is written; a long one (training) works in the final folder and can be resumed after a kill.
+the command itself writes. A short command (a rollout) works in `<folder>.partial`, which takes its final name only when all is
+written; a long one (training) works in the final folder and can be resumed after a kill.
 """
 
 from __future__ import annotations
