@@ -25,6 +25,9 @@ from .rollout import Film, Scenario, open_scenes, rollout
 from .rollout import Rollout as Driven
 from .rules import ReplayPolicy
 
+WIDTH = 120
+"""Columns of the table where it does not go to a terminal."""
+
 FILM_PIXELS = 480
 MOST_ROWS, MOST_FAILURES = 40, 10
 """Rows and error messages that the terminal shows; scenarios.csv has them all."""
@@ -40,7 +43,7 @@ class Rollout:
 
     Every scenario leaves a row: progress, collision, off-road, comfort, road users simulated, steps/s. Scenarios that fail are
     counted and shown, and the exit code is then 1. The run folder gets run.json (arguments, versions, summary), scenarios.json
-    and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (start, middle and end of it).
+    and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (the middle of it).
 
     Example: worldloop rollout --policy idm --world learned --scenes scenes/pandaset --seed 1 --out runs/idm
     """
@@ -128,6 +131,8 @@ def _run(command: str, args: Rollout) -> int:
                 write_films(run.folder, driven, title, progress)
         run.finish(driven.summary())
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
     failed = [row for row in driven.scenarios if row.error is not None]
     for row in failed[:MOST_FAILURES]:
@@ -207,22 +212,19 @@ def _number(value: float | None) -> str:
 
 
 def write_films(folder: Path, driven: Driven, title: str, progress: Progress) -> None:
-    """Write all films side by side as rollout.mp4, and start, middle and end of them as rollout.png."""
+    """Write all films side by side as rollout.mp4, and the middle of them as rollout.png."""
     kept = [(row, driven.films[row.scene]) for row in driven.scenarios if row.scene in driven.films]
     length = max(len(film.states) for _, film in kept) + HELD_FRAMES
-    moments = (0, (length - HELD_FRAMES) // 2, length - HELD_FRAMES)
-    sheet: list[np.ndarray] = []
     bar = progress.add_task("film", total=length, at="")
 
     def frames() -> Iterator[np.ndarray]:
         for number, frame in enumerate(_grid(kept, length, title)):
-            if number in moments:
-                sheet.append(frame)
+            if number == (length - HELD_FRAMES) // 2:
+                write_picture(folder / "rollout.png", frame)
             progress.advance(bar)
             yield frame
 
     write_video(folder / "rollout.mp4", frames())
-    write_picture(folder / "rollout.png", contact_sheet(sheet, columns=1))
 
 
 def _grid(kept: Sequence[tuple[Scenario, Film]], length: int, title: str) -> Iterator[np.ndarray]:

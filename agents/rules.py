@@ -134,7 +134,7 @@ class IdmPolicy:
     def act(self, observation: Any, state: State) -> Tensor:
         """See `Policy.act`."""
         speed = forward_speed(state.ego())
-        path = _path_ahead(state)
+        path = _route_ahead(state)
         gap, closing = (
             torch.cat(parts, dim=1)
             for parts in zip(self._others(state, path, speed), self._signals(state, path, speed), strict=True)
@@ -148,7 +148,7 @@ class IdmPolicy:
         acceleration = (free - self.acceleration * tightest.square()).clamp(min=-self.hardest_braking)
         return _bounded(acceleration, _pursue(state, speed))
 
-    def _others(self, state: State, path: Path, speed: Tensor) -> tuple[Tensor, Tensor]:
+    def _others(self, state: State, path: RouteAhead, speed: Tensor) -> tuple[Tensor, Tensor]:
         """Gap (B, N) to whoever is or comes into the corridor, infinite for the rest, and closing speed (B, N)."""
         batch, agents = state.valid.shape
         scene, row = state.scene, state.scene.ego_row()
@@ -173,7 +173,7 @@ class IdmPolicy:
         closing = speed[:, None, None] - (state.velocity[:, None] * direction).sum(-1)
         return torch.where(counts, gap, torch.inf).flatten(1), closing.flatten(1)
 
-    def _signals(self, state: State, path: Path, speed: Tensor) -> tuple[Tensor, Tensor]:
+    def _signals(self, state: State, path: RouteAhead, speed: Tensor) -> tuple[Tensor, Tensor]:
         """Gap (B, S) to the stop points that bind the ego, infinite for the rest, and closing speed (B, S)."""
         scene, row = state.scene, state.scene.ego_row()
         arc, offset, heading = project_on_polyline(scene.signal_position[..., :2], path.points, path.valid)
@@ -187,7 +187,7 @@ class IdmPolicy:
         gap = room + self.standstill_gap - 1.0  # the front comes to rest one metre before the line
         return torch.where(binding & (stop | caution), gap, torch.inf), speed[:, None].expand_as(gap)
 
-    def _wanted_speed(self, state: State, path: Path) -> Tensor:
+    def _wanted_speed(self, state: State, path: RouteAhead) -> Tensor:
         """Speed (B,) that the lane and the bends ahead allow, if the ego brakes comfortably before them."""
         limit, known = _speed_limit(state)
         wanted = torch.where(known, limit, _logged_speed(state).clamp(min=self.free_speed))
@@ -198,7 +198,7 @@ class IdmPolicy:
 
 
 @dataclass(frozen=True)
-class Path:
+class RouteAhead:
     """The route near the ego: points (B, K, 2), their headings (B, K), all valid (B, K), and the ego's arc (B,) along them."""
 
     points: Tensor
@@ -207,14 +207,14 @@ class Path:
     ego_arc: Tensor
 
 
-def _path_ahead(state: State) -> Path:
+def _route_ahead(state: State) -> RouteAhead:
     route, valid = state.scene.route[..., :2], state.scene.route_valid
     arc = project_on_polyline(state.ego().position[:, None, :2], route, valid)[0]
     stations = torch.arange(-PATH_BEHIND, PATH_AHEAD + PATH_SPACING, PATH_SPACING)
     points, heading = point_on_polyline(arc + stations, route, valid)
     whole = torch.ones(points.shape[:-1], dtype=torch.bool)
     ego_arc = project_on_polyline(state.ego().position[:, None, :2], points, whole)[0][:, 0]
-    return Path(points, heading, whole, ego_arc)
+    return RouteAhead(points, heading, whole, ego_arc)
 
 
 def _pursue(state: State, speed: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def _speed_limit(state: State) -> tuple[Tensor, Tensor]:
     return scene.speed_limit[scene.ego_row(), lane], nearest < 15.0
 
 
-def _exit_offset(scene: Scene, path: Path) -> Tensor:
+def _exit_offset(scene: Scene, path: RouteAhead) -> Tensor:
     """Metres (B, S) between the route and the end of the lane that each signal controls."""
     lane = scene.signal_lane
     if lane.shape[1] == 0:
