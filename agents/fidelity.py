@@ -8,7 +8,7 @@ and that were on it at the present (where the map has road edges).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def run_fidelity(args: Fidelity) -> None:
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False)
 
 
-def _cell(row: dict[str, float | None], name: str) -> str:
+def _cell(row: Mapping[str, str | float | None], name: str) -> str:
     if row[name] is None:
         return "no road edges"
     scale, unit = (100, " %") if name.endswith("rate") else (1, "")

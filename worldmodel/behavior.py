@@ -22,6 +22,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
@@ -232,7 +233,7 @@ class BehaviorModel(nn.Module):
                 for name in ("time", "map", "signal", "agents")
             }
         )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.layers)))
         self.head_norm = nn.LayerNorm(width)
         self.head_linear = nn.Linear(width, config.vocabulary_size)
 
