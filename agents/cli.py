@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(describe_error(error), markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; nothing half-written was left", markup=False)
+        console.print("interrupted", markup=False)
         return 130
 
 

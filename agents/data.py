@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from ..worldmodel.sumo import generate
 
 JOB_SCENES = 16
 """Scenes that a worker makes at once at the most: those of one simulation."""
+
+IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)
+"""In workers: Ctrl-C is the parent's business, which stops them."""
 
 JOBS_APART = 100_000
 """Keeps the seeds of the jobs of two runs apart."""
@@ -134,7 +138,7 @@ def run_generate(args: Generate) -> None:
     with (
         whole_run(out, "data generate", asdict(args), args.seed) as run,
         ShardWriter(args.dst, overwrite=args.overwrite) as writer,
-        ProcessPoolExecutor(args.workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(args.workers or os.cpu_count(), get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool,
         _bar("scenes") as tell,
     ):
         tell(0, args.scenes, "")
