@@ -57,7 +57,7 @@ class Rollout:
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
     horizon: int | None = None
-    """Steps of 0.1 s. Not given: as long as each scene's log."""
+    """Steps of 0.1 s. Not given: as long as each scene's log (80 where a scene is a moment without a log after it)."""
     seed: int = 0
     """Scenario i is driven with seed + i."""
     batch: int = 8

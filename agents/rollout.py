@@ -27,6 +27,9 @@ from ..worldmodel.scene import Scene
 from ..worldmodel.world import ReplayWorld, State, World
 from .policy import Policy
 
+STEPS_WITHOUT_LOG = 80
+"""Horizon of scenes that are a moment without a future."""
+
 Tell = Callable[[int, int, str], None]
 """Is called with (scenarios done, scenarios in all, what is at hand)."""
 
@@ -135,7 +138,8 @@ def rollout(
         world: moves everyone else.
         scenes: where to start.
         seed: scenario i gets `seed` + i.
-        steps: horizon in steps of 0.1 s; None: as long as each scene's log.
+        steps: horizon in steps of 0.1 s; None: as long as each scene's log, or STEPS_WITHOUT_LOG where it ends at the present and
+            the world can go on without it.
         batch: scenes driven at once.
         film: keep the states of so many scenarios, the first ones.
         tell: is told the progress.
@@ -186,7 +190,7 @@ class _Batches:
         except ValueError as error:
             if len(numbers) == 1:
                 name = self.scenes.ids[numbers[0]]
-                return [(Scenario(name, seeds[0], "failed", error=" ".join(str(error).split())), None)]
+                return [(Scenario(name, seeds[0], "failed", error=" ".join(str(error).removeprefix(f"{name}: ").split())), None)]
             middle = len(numbers) // 2
             return [row for half in (numbers[:middle], numbers[middle:]) for row in self.run(half, seed, film)]
 
@@ -195,9 +199,8 @@ class _Batches:
         if self.steps is not None:
             return np.full(len(scenes), self.steps)
         limits = ReplayWorld().horizon(scenes).numpy()
-        if (limits < 1).any():
-            name = scenes.id[int((limits < 1).argmax())]
-            raise ValueError(f"{name}: its log ends at the present: give a horizon, in a world that can go on without a log")
+        if self.world.horizon(scenes) is None:
+            limits = np.where(limits < 1, STEPS_WITHOUT_LOG, limits)
         return limits
 
 

@@ -14,7 +14,7 @@ from models import tiny_model
 from scenes import several_roads, straight_road
 from torch import Tensor
 from worldloop.agents.policy import POLICIES, load_policy
-from worldloop.agents.rollout import Scenario, open_scenes, rollout
+from worldloop.agents.rollout import STEPS_WITHOUT_LOG, Scenario, open_scenes, rollout
 from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
 from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
@@ -153,7 +153,10 @@ def test_scenes_by_folder_and_pattern(roads: SceneDataset) -> None:
         open_scenes(roads.path.with_name("elsewhere"))
 
 
-def test_log_that_ends_at_the_present_is_named(tmp_path: Path) -> None:
-    scene = straight_road(steps=HISTORY_STEPS + 1)
-    run = rollout(IdmPolicy(), ConstantVelocityWorld(), data_set(tmp_path / "short", replace(scene, id=("hand/short",))))
-    assert "hand/short: its log ends at the present" in (run.scenarios[0].error or "")
+def test_a_moment_without_a_future_is_driven_where_the_world_can_go_on(tmp_path: Path) -> None:
+    moment = data_set(tmp_path / "moment", replace(straight_road(steps=HISTORY_STEPS + 1), id=("hand/moment",)))
+    row = rollout(IdmPolicy(), LearnedWorld(tiny_model()), moment).scenarios[0]
+    assert row.error is None
+    assert row.ended != "horizon" or row.steps == STEPS_WITHOUT_LOG
+    assert "its log ends at the present" in (rollout(IdmPolicy(), ReplayWorld(), moment).scenarios[0].error or "")
+    assert "where the log ends" in (rollout(ReplayPolicy(), LearnedWorld(tiny_model()), moment).scenarios[0].error or "")
