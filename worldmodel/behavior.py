@@ -51,6 +51,7 @@ class BehaviorConfig:
         pair_width: size of the relative-pose vector f_ij.
         window: decisions that an agent remembers, the present one included.
         map_neighbours, signal_neighbours, agent_neighbours: how many of each an agent looks at.
+        dropout: share of what attention and feed-forward part add that is dropped in training.
     """
 
     vocabulary_size: int
@@ -65,6 +66,7 @@ class BehaviorConfig:
     map_neighbours: int = 32
     signal_neighbours: int = 4
     agent_neighbours: int = 16
+    dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class RelativeAttention(nn.Module):
         self.pair_key = nn.Linear(config.pair_width, config.width, bias=False)
         self.pair_value = nn.Linear(config.pair_width, config.width, bias=False)
         self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, pair: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         """Attend.
@@ -180,7 +183,7 @@ class RelativeAttention(nn.Module):
         spread = torch.zeros(rows, heads, queries, keys.shape[1], dtype=weights.dtype).scatter_add(-1, few, weights)
         seen = (weights.transpose(1, 2) @ pair).transpose(1, 2)
         result = spread @ split(values) + torch.einsum("rhqp,hdp->rhqd", seen, weight_value)
-        return self.out(result.transpose(1, 2).reshape(rows, queries, width))
+        return self.dropout(self.out(result.transpose(1, 2).reshape(rows, queries, width)))
 
 
 class Block(nn.Module):
@@ -193,7 +196,11 @@ class Block(nn.Module):
         self.agent_keys = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, 2 * config.width))
         self.time, self.map, self.agents = RelativeAttention(config), RelativeAttention(config), RelativeAttention(config)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.width),
+            nn.Dropout(config.dropout),
         )
 
 

@@ -60,6 +60,8 @@ class Args:
     """Peak of the cosine schedule, reached after a twentieth of the steps."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
+    dropout: float = 0.1
+    """Share of what each part of a layer adds that is dropped: a few hundred real scenes are soon known by heart."""
     noise: int = 4
     """Tracks are coded with one of the so many nearest tokens at random."""
     average: float = 0.998
@@ -98,13 +100,17 @@ class Source:
         return cls(dataset.path.name, dataset, share)
 
 
-def crop(scene: Scene, start: int, steps: int, agents: int, polylines: int) -> Scene:
-    """Return `steps` steps of one scene from `start` on with what is nearest to the ego; lane links are dropped."""
+def crop(scene: Scene, start: int, steps: int, agents: int, polylines: int, middle: int | None = None) -> Scene:
+    """Return `steps` steps of one scene from `start` on with what is nearest to agent `middle` (None: the ego), and the ego.
+
+    Lane links are dropped: the model does not read them.
+    """
     end = min(start + steps, scene.steps)
     place = scene.position[0, :, start:end, :2]
     valid = scene.valid[0, :, start:end]
     ego = int(scene.ego[0])
-    anchor = place[ego][valid[ego]].mean(0) if valid[ego].any() else place[valid].mean(0)
+    middle = ego if middle is None else middle
+    anchor = place[middle][valid[middle]].mean(0) if valid[middle].any() else place[valid].mean(0)
     distance = torch.where(valid, (place - anchor).norm(dim=-1), torch.inf).amin(-1)
     distance[ego] = -1.0
     rows = distance.argsort()[:agents]
@@ -150,10 +156,10 @@ class Trainer:
     def __init__(self, args: Args, vocabulary: MotionVocabulary):
         self.args, self.step = args, 0
         torch.manual_seed(args.seed)
-        known = {name for name in BehaviorConfig.__dataclass_fields__ if not name.startswith("vocabulary")}
+        known = {name for name in BehaviorConfig.__dataclass_fields__ if not name.startswith("vocabulary") and name != "dropout"}
         if unknown := sorted(set(args.model) - known):
             raise ValueError(f"--model {' '.join(unknown)}: no such size; there are {', '.join(sorted(known))}")
-        config = BehaviorConfig(len(vocabulary), vocabulary.checksum(), **args.model)
+        config = BehaviorConfig(len(vocabulary), vocabulary.checksum(), dropout=args.dropout, **args.model)
         self.model, self.average = BehaviorModel(config, vocabulary), BehaviorModel(config, vocabulary).eval()
         self.average.load_state_dict(self.model.state_dict())
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
@@ -225,8 +231,24 @@ class Trainer:
         self.generator.set_state(tensors["generator"])
 
 
+def mirror(scene: Scene) -> Scene:
+    """Return scenes as seen in a mirror along the x axis; road edges and lane outlines keep the road on their left."""
+    points = lambda tensor: tensor * tensor.new_tensor([1.0, -1.0, 1.0])  # noqa: E731
+    vectors = {name: points(getattr(scene, name)) for name in ("position", "signal_position", "route", "polyline")}
+    edge = (scene.polyline_kind == PolylineKind.ROAD_EDGE)[..., None]
+    last = scene.polyline_valid.sum(-1, keepdim=True) - 1
+    order = torch.arange(scene.polyline.shape[2]).expand(scene.polyline_valid.shape)
+    order = torch.where(edge & scene.polyline_valid, last - order, order)
+    vectors["polyline"] = vectors["polyline"].gather(2, order[..., None].expand(scene.polyline.shape))
+    turned = {name: -getattr(scene, name) for name in ("heading", "signal_heading")}
+    return replace(scene, velocity=scene.velocity * scene.velocity.new_tensor([1.0, -1.0]), **vectors, **turned)
+
+
 def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: torch.Generator) -> Scene:
-    """Return a batch of random windows: first the folder by its weight, then a scene of it, then where the window starts."""
+    """Return a batch of random windows: the folder by its weight, a scene of it, where the window starts, who is in its middle.
+
+    Half of them are mirrored. Both, like dropout, are against learning the few real scenes by heart.
+    """
     steps = args.decisions * ticks + ticks
     weights = torch.tensor([source.weight for source in sources])
     windows = []
@@ -235,7 +257,10 @@ def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: tor
         row = int(torch.randint(len(source.dataset), (), generator=generator))
         scene = source.dataset.load([row])
         start = int(torch.randint(max(scene.steps - steps, 0) + 1, (), generator=generator))
-        windows.append(crop(scene, start, steps, args.agents, args.polylines))
+        seen = scene.valid[0, :, start : start + steps].any(-1).nonzero()[:, 0]
+        middle = int(seen[torch.randint(len(seen), (), generator=generator)]) if len(seen) else None
+        window = crop(scene, start, steps, args.agents, args.polylines, middle)
+        windows.append(mirror(window) if torch.rand((), generator=generator) < 0.5 else window)
     return stack(windows)
 
 
