@@ -46,6 +46,7 @@ COMMANDS = {
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how near the learned world comes to recorded traffic; a table"),
+    "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, CommonRoad) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
     "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),

@@ -23,7 +23,7 @@ from ..worldmodel.data import SceneDataset
 from ..worldmodel.open_loop import min_average_displacement, scored_agents, simulate
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run, write_csv
 from ..worldmodel.scene import AgentKind, Scene
-from ..worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State, World
+from ..worldmodel.world import TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State, World
 
 FIGURES = ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
 """Columns of the table, each a sum over agents divided by how many agents it holds for."""
@@ -50,9 +50,9 @@ class Fidelity:
     """Futures for each scene; the best one counts for minADE."""
     horizon: int = 80
     """Steps of 0.1 s at the most; shorter where the log ends earlier."""
-    temperature: float = 1.0
+    temperature: float = TEMPERATURE
     """Of the learned world's sampling."""
-    top_p: float = 0.95
+    top_p: float = TOP_P
     """Of the learned world's sampling."""
     seed: int = 0
     """Seed of the sampling."""

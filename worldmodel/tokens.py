@@ -146,7 +146,9 @@ class MotionVocabulary:
             wanted = torch.cat((to_local(after[..., :2], before[..., :2], before[..., 2]), (after - before)[..., 2:]), dim=-1)
             distance = self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE))
             if noise > 1:
-                near = distance.topk(noise, dim=-1, largest=False).indices
+                near_distance, near = distance.topk(noise, dim=-1, largest=False)
+                # A kind with fewer tokens than that has only other kinds' tokens left: the nearest one stands in.
+                near = torch.where(near_distance < FAR / 2, near, near[..., :1])
                 chosen = torch.randint(noise, near.shape[:-1], generator=generator)
                 token = near.gather(-1, chosen[..., None])[..., 0]
             else:

@@ -196,7 +196,7 @@ class Trainer:
         """Write `checkpoint.safetensors`, whole or not at all, and the averaged model."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors |= {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         partial = folder / "checkpoint.safetensors.partial"
@@ -229,6 +229,7 @@ class Trainer:
             state.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["dropout"])
 
 
 def mirror(scene: Scene) -> Scene:

@@ -28,6 +28,9 @@ from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBat
 
 STATE_VERSION = 1
 
+TEMPERATURE, TOP_P = 1.0, 0.5
+"""How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
+
 
 @dataclass(frozen=True)
 class State(TensorBatch):
@@ -197,13 +200,15 @@ class LearnedWorld:
     and hold their last state beyond its end.
     """
 
-    def __init__(self, model: BehaviorModel, temperature: float = 1.0, top_p: float = 0.95):
+    def __init__(self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P):
         if temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
         self.model, self.temperature, self.top_p = model.eval(), temperature, top_p
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str | None = None, temperature: float = 1.0, top_p: float = 0.95) -> LearnedWorld:
+    def from_pretrained(
+        cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, top_p: float = TOP_P
+    ) -> LearnedWorld:
         """Return the world of a model folder, or of the weights that the package ships.
 
         Raises:

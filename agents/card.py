@@ -1,0 +1,158 @@
+"""`worldloop card`: put trained weights where the package ships them, with a model card written from what the runs recorded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from ..worldmodel.behavior import BehaviorModel
+from ..worldmodel.run import read_metrics, write_text
+
+MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
+
+BEGIN, END = "<!-- fidelity table: written by `worldloop card` -->", "<!-- end of the fidelity table -->"
+"""Between these lines of a README the table of the fidelity run is put."""
+
+CARD = """# Behaviour model of the learned world
+
+Predicts what every road user does in the next half second, from everything that has happened until then, what the ego did
+included. {parameters:,} parameters, {tokens} motion tokens, vocabulary checksum {checksum}. The docstring of
+`worldloop.worldmodel.behavior` describes it.
+
+## Intended use
+Moving the other road users in `worldloop/Drive-v0`: research on driving policies, their evaluation and training. Not for the
+prediction of real traffic in a vehicle.
+
+## Training data
+{data}
+
+Sources, by what the folders hold:
+
+- `pandaset`: PandaSet (Scale AI and Hesai, CC BY 4.0), sequences below 042; tracks reconstructed from the camera labels of
+  pandaset_plus (Lei Qin, CC BY 4.0).
+- `ngsim`: Next Generation Simulation trajectories (US Department of Transportation, open data), sites US-101 and Lankershim,
+  read from the CommonRoad scenarios of TU Munich.
+- `generated`: scenes made by `worldloop data generate` with Eclipse SUMO on networks of this package; nothing recorded.
+- `acosta`, `pasubio`: Bologna networks and demand of the SUMO scenarios (DLR, EPL-2.0), driven with SUMO.
+
+No weights or numbers come from the validation scenes, but for the choice of the recipe: {validation}.
+
+## Recipe
+`worldloop train behavior` with
+
+```json
+{arguments}
+```
+
+{seconds:.0f} seconds on {cores} CPU cores, {steps} optimiser steps. Last validation: cross entropy {validation_loss:.3f} nats a
+token.
+
+## How good it is
+{table}
+
+## Limits
+Nobody enters or leaves during a rollout. Signals follow the log. Where a map has no lanes (PandaSet) road users keep to what they
+see of each other and of the lane markings. Real data are few and all from the United States.
+"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Ship trained weights: copy them, and write their model card and the README's table from recorded runs.
+
+    Example: worldloop card runs/behavior runs/fidelity --folder assets/behavior --readme README.md
+    """
+
+    training: Positional[Path]
+    """Finished run folder of `worldloop train behavior`."""
+    fidelity: Positional[Path]
+    """Run folder of `worldloop fidelity` with these weights."""
+    folder: Path = Path("assets/behavior")
+    """Where the weights and their card go."""
+    readme: Path | None = None
+    """README whose table is to be renewed too."""
+
+
+def run_card(args: Card) -> None:
+    """Copy the model and write the texts.
+
+    Raises:
+        ValueError: a run is not finished, or the README has no place for the table.
+    """
+    training, fidelity = (_record(folder) for folder in (args.training, args.fidelity))
+    model = BehaviorModel.from_pretrained(args.training / "model")
+    table = fidelity_table(fidelity)
+    arguments = {name: _without_folders(value) for name, value in training["arguments"].items() if name not in ("out", "resume")}
+    results = training["results"]
+    text = CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()),
+        checksum=model.config.vocabulary_checksum,
+        tokens=model.config.vocabulary_size,
+        data="\n".join(f"- `{source}`" for source in arguments["data"]),
+        validation=", ".join(f"`{source}`" for source in arguments["validation"]),
+        arguments=json.dumps(arguments, indent=2),
+        seconds=training["seconds"],
+        cores=training["machine"]["cores"],
+        steps=results["optimiser_steps"],
+        validation_loss=[row for row in read_metrics(args.training) if "validation_loss" in row][-1]["validation_loss"],
+        table=table,
+    )
+    if args.readme is not None:
+        old = args.readme.read_text()
+        if BEGIN not in old or END not in old:
+            raise ValueError(f"{args.readme}: no lines {BEGIN!r} and {END!r} to put the table between: add them")
+        write_text(args.readme, f"{old[: old.index(BEGIN)]}{BEGIN}\n{table}\n{old[old.index(END) :]}")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        partial = args.folder / f"{name}.partial"
+        shutil.copyfile(args.training / "model" / name, partial)
+        partial.replace(args.folder / name)
+    write_text(args.folder / "README.md", text)
+
+
+def fidelity_table(record: Mapping[str, Any]) -> str:
+    """Return the summary of a fidelity run as Markdown: what was scored, how, and a row for each world."""
+    arguments = record["arguments"]
+    scenes = ", ".join(f"`{_without_folders(source)}`" for source in arguments["scenes"])
+    lines = [
+        f"{record['results']['worlds'][0]['scenes']} validation scenes ({scenes}), {arguments['rollouts']} futures each, up to "
+        f"{arguments['horizon'] / 10:g} s or the end of the log, the ego on its log; temperature {arguments['temperature']:g}, "
+        f"top-p {arguments['top_p']:g}. In brackets: 95 % interval, bootstrap over scenes.",
+        "",
+        "| world | minADE, 3 s (m) | minADE, whole (m) | agents that collide (%) | vehicles that leave the road (%) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["results"]["worlds"]:
+        cells = [row["world"]]
+        for name in ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate"):
+            scale = 100 if name.endswith("rate") else 1
+            value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+            cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: not found: name the folder of a finished run")
+    record = json.loads(path.read_text())
+    if record.get("status") != "finished":
+        raise ValueError(f"{path}: the run is {record.get('status')}, wanted a finished one: resume it first")
+    return record
+
+
+def _without_folders(value: Any) -> Any:
+    """Return paths, alone or in a list, without the folders that only mean something on the machine of the run."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_folders(entry) for entry in value]
+    if isinstance(value, str) and "/" in value.partition(":")[0]:
+        place, colon, rest = value.partition(":")
+        return Path(place).name + colon + rest
+    return value

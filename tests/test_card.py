@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import torch
+from models import tiny_model
+from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
+
+
+def figures(world, value):
+    names = ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
+    return {"world": world, "scenes": 3} | {f"{name}{end}": value for name in names for end in ("", "_low", "_high")}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    training, fidelity = tmp_path / "training", tmp_path / "fidelity"
+    tiny_model().save_pretrained(training / "model")
+    fidelity.mkdir()
+    machine = {"cores": 2}
+    arguments = {
+        "data": ["/home/someone/scenes/ngsim:*US101*=2"],
+        "validation": ["/home/someone/scenes/ngsim:*Peach*"],
+        "out": "x",
+    }
+    record = {
+        "status": "finished",
+        "arguments": arguments,
+        "seconds": 61.0,
+        "machine": machine,
+        "results": {"optimiser_steps": 7},
+    }
+    (training / "run.json").write_text(json.dumps(record))
+    (training / "metrics.jsonl").write_text('{"step": 7, "validation_loss": 2.5}\n')
+    arguments = {"rollouts": 6, "horizon": 80, "temperature": 1.0, "top_p": 0.9, "scenes": ["/home/someone/scenes/ngsim:*Peach*"]}
+    results = {"worlds": [figures("learned", 0.25), figures("log", 0.0)]}
+    (fidelity / "run.json").write_text(json.dumps({"status": "finished", "arguments": arguments, "results": results}))
+    return training, fidelity
+
+
+def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    run_card(Card(*runs, folder=tmp_path / "shipped", readme=readme))
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    for part in (
+        "`ngsim:*US101*=2`",
+        "61 seconds",
+        "7 optimiser steps",
+        "2.500 nats",
+        "| learned | 0.25 [0.25, 0.25] | 0.25",
+        "25.00 [",
+    ):
+        assert part in card
+    assert "someone" not in card
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert "| log | 0.00" in text
+    for name in ("config.json", "model.safetensors", "vocabulary.safetensors"):
+        assert (tmp_path / "shipped" / name).read_bytes() == (runs[0] / "model" / name).read_bytes()
+
+
+def test_unfinished_runs_and_a_readme_without_place_are_refused(runs, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="to put the table between"):
+        run_card(Card(*runs, folder=tmp_path / "shipped", readme=readme))
+    assert not (tmp_path / "shipped").exists()
+    record = json.loads((runs[1] / "run.json").read_text())
+    (runs[1] / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    with pytest.raises(ValueError, match="the run is running"):
+        run_card(Card(*runs, folder=tmp_path / "shipped"))
+
+
+def test_the_table_has_a_row_for_each_world(runs):
+    table = fidelity_table(json.loads((runs[1] / "run.json").read_text())).splitlines()
+    assert table[0].startswith("3 validation scenes (`ngsim:*Peach*`), 6 futures each, up to 8 s")
+    assert len(table) == 6
+    assert torch.tensor([len(line.split("|")) for line in table[2:]]).unique().tolist() == [7]
