@@ -243,7 +243,7 @@ def test_shipped_scenes_and_world_drive(capsys: pytest.CaptureFixture[str]) -> N
 def test_import_of_real_recordings(capsys: pytest.CaptureFixture[str]) -> None:
     source = SHARED / "pandaset"
     if not source.is_dir():
-        pytest.skip(f"{source} is not there: the import of tiny files is tested in test_readers.py")
+        pytest.skip(f"{source} is not there: the import of tiny files is tested in test_data.py")
     file, drive = sorted(source.glob("*.json.gz"))[0], ["rollout", "--world", "replay", "--policy", "replay"]
     assert main(["data", "import", "pandaset", str(file), "scenes", "--out", "told"]) == 0
     assert main([*drive, "--scenes", "scenes", "--no-video", "--out", "driven"]) == 0

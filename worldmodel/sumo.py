@@ -62,7 +62,8 @@ def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, eg
         ValueError: unknown template, a number out of range, netconvert or SUMO refuse their input.
         FileNotFoundError: the .sumocfg or a file that it names is not there.
         MissingDependencyError: SUMO is not installed.
-        RuntimeError: SUMO is in use in this process, or there is no traffic to pick an ego from.
+        RuntimeError: SUMO is in use in this process.
+        ValueError: there is no traffic to pick an ego from.
     """
     for name, value, least in (
         ("scenes", scenes, 1),
@@ -87,7 +88,7 @@ def _generate(source: str, seed: int, scenes: int, steps: int, egos: int, window
         found = _simulate(source, number, steps, egos, windows)
         empty = 0 if found else empty + 1
         if empty == 5:
-            raise RuntimeError(
+            raise ValueError(
                 f"{source}: no car stays in the network for {steps} steps of 0.1 s: take fewer steps or more traffic"
             )
         yield from found[: scenes - made]
