@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import tiny_model
+from safetensors.torch import load_file
 from scenes import CONE, EGO, moved, straight_road
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.scene import AgentKind, stack
-from worldloop.worldmodel.train_behavior import Args, crop, main, mirror
+from worldloop.worldmodel.train_behavior import Args, agents_of, crop, main, mirror, self_driven, signals_of
 
 SIZES = {"width": 16, "heads": 2, "layers": 1, "hidden": 16, "pair_width": 4, "window": 2, "map_neighbours": 4}
 
@@ -54,6 +56,34 @@ def test_a_killed_training_goes_on_to_the_same_weights(args, tmp_path, monkeypat
     assert (main(replace(again, resume=True)) / "model.safetensors").read_bytes() == weights
 
 
+def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_path):
+    first = main(args)
+    tuned = replace(args, start_from=first, model={}, closed_loop=8, learning_rate=1e-4, out=tmp_path / "tuned")
+    second = main(tuned)
+    assert (second / "vocabulary.safetensors").read_bytes() == (first / "vocabulary.safetensors").read_bytes()
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    change = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < change < 0.01  # begun from those weights, and not from others
+    with pytest.raises(ValueError, match="both --start-from and --model"):
+        main(replace(tuned, model=SIZES, out=tmp_path / "other"))
+
+
+def test_a_self_driven_track_follows_the_model_and_learns_the_way_back():
+    scene, model = straight_road(), tiny_model()
+    alone = model.vocabulary.encode(scene, 0, self_driven(model, scene, 0, 1))
+    every = model.vocabulary.encode(scene, 0, self_driven(model, scene, 0, len(model.vocabulary)))
+    assert torch.equal(every.pose, model.vocabulary.encode(scene).pose)  # free to take any token, it keeps to the log
+    gap = (alone.pose - every.pose)[0, 1, :, :2].norm(dim=-1)
+    assert gap[0] == 0
+    assert gap[-1] > 1
+    # One at a time from the tracks it has driven, the model chooses what it chose while it drove.
+    at = torch.arange(0, scene.steps, 5)
+    features, _ = model.advance(agents_of(scene, alone), signals_of(scene, at), model.encode_map(scene), model.empty_cache(scene))
+    likeliest = model.head(features, scene.kind[..., None].expand(alone.pose.shape[:3])).argmax(-1)[0, 1, :-1]
+    reached = model.vocabulary.decode(likeliest, alone.pose[0, 1, :-1])[:, -1, :2]
+    assert torch.allclose(reached, alone.pose[0, 1, 1:, :2], atol=1e-3)
+
+
 def test_scenes_in_both_sets_are_refused(args):
     with pytest.raises(ValueError, match="in both --data and --validation"):
         main(replace(args, validation=args.data))
@@ -62,7 +92,7 @@ def test_scenes_in_both_sets_are_refused(args):
 def test_an_unknown_size_and_a_missing_checkpoint_are_named(args):
     with pytest.raises(ValueError, match="no such size"):
         main(replace(args, model={"colour": 3}, out=args.out / "other"))
-    with pytest.raises(ValueError, match=r"vocabulary\.safetensors"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         main(replace(args, resume=True, out=args.out / "nowhere"))
 
 

@@ -44,7 +44,7 @@ SEEDS_APART = 10_000
 """Simulations of one seed are numbered from seed * SEEDS_APART on, so that different seeds share no network."""
 
 
-def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, egos: int = 4, windows: int = 4) -> Iterator[Scene]:
+def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, egos: int = 2, windows: int = 2) -> Iterator[Scene]:
     """Simulate traffic and yield `scenes` scenes (B = 1 each).
 
     The same arguments give the same scenes. Each simulation runs to its end before its scenes are handed out, so that several

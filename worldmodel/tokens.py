@@ -6,8 +6,8 @@ repeat; each token is then the mean of what it covers. Distances are root-mean-s
 by the size of the body.
 
 Encoding follows the reconstructed track, not the logged one (Trajeglish; SMART, arXiv 2405.15677): each token starts where the
-last one ended, so errors do not add up. With `noise`, one of the nearest tokens is taken at random and the next one has to
-correct it: the model sees in training what it will see in its own rollouts.
+last one ended, so errors do not add up. Which token is taken is up to a `Choose`: the nearest, one of the nearest at random
+(`disturbed`), or what the model in training would do; the next one has to correct it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,29 @@ FAR = 1e9
 
 VOCABULARY_VERSION = 1
 
+Choose = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Picks tokens while tracks are coded: (place of the decision, poses (B, A, 3) reached, squared distances (B, A, V) from where
+each token would end to where the log goes on) -> the token to follow and the token to learn, (B, A) each."""
+
+
+def nearest(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    """Follow and learn the token that ends nearest to the log: a `Choose`."""
+    token = distance.argmin(-1)
+    return token, token
+
+
+def disturbed(noise: int, generator: torch.Generator) -> Choose:
+    """Follow and learn one of the `noise` nearest tokens at random."""
+
+    def choose(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        near_distance, near = distance.topk(noise, dim=-1, largest=False)
+        # A kind with fewer tokens than that has only other kinds' tokens left: the nearest one stands in.
+        near = torch.where(near_distance < FAR / 2, near, near[..., :1])
+        token = near.gather(-1, torch.randint(noise, (*near.shape[:-1], 1), generator=generator))[..., 0]
+        return token, token
+
+    return choose
+
 
 @dataclass(frozen=True)
 class Tracks:
@@ -48,7 +71,7 @@ class Tracks:
     Attributes:
         pose: (B, A, N, 3) x, y, heading at each decision.
         valid: (B, A, N) bool.
-        token: (B, A, N - 1) int64, the token that leads from pose n to n + 1; only meaningful where `coded`.
+        token: (B, A, N - 1) int64, the token to learn at pose n; only meaningful where `coded`.
         coded: (B, A, N - 1) bool.
         velocity: (B, A, N, 2) logged velocity at each decision, in the scene's frame.
     """
@@ -124,15 +147,14 @@ class MotionVocabulary:
         place = to_global(motion[..., :2], pose[..., None, :2], pose[..., None, 2])
         return torch.cat((place, wrap_angle(pose[..., None, 2:] + motion[..., 2:])), dim=-1)
 
-    def encode(self, scene: Scene, phase: int = 0, noise: int = 1, generator: torch.Generator | None = None) -> Tracks:
+    def encode(self, scene: Scene, phase: int = 0, choose: Choose = nearest) -> Tracks:
         """Return the scene's tracks at the decision times phase, phase + ticks, ... as tokens.
 
         Args:
             scene: B scenes.
             phase: index of the first decision in the log.
-            noise: take one of the `noise` nearest tokens at random; 1 takes the nearest. The ego is never disturbed and keeps its
-                logged poses: in a rollout it enters with what it really did.
-            generator: needed where noise > 1.
+            choose: picks the tokens. The ego is never led away by it and keeps its logged poses: in a rollout it enters with what
+                it really did.
         """
         at = torch.arange(phase, scene.steps, self.ticks)
         logged = torch.cat((scene.position[:, :, at, :2], scene.heading[:, :, at, None]), dim=-1)
@@ -144,19 +166,11 @@ class MotionVocabulary:
         for n in range(1, len(at)):
             before, after = poses[-1], logged[:, :, n]
             wanted = torch.cat((to_local(after[..., :2], before[..., :2], before[..., 2]), (after - before)[..., 2:]), dim=-1)
-            distance = self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE))
-            if noise > 1:
-                near_distance, near = distance.topk(noise, dim=-1, largest=False)
-                # A kind with fewer tokens than that has only other kinds' tokens left: the nearest one stands in.
-                near = torch.where(near_distance < FAR / 2, near, near[..., :1])
-                chosen = torch.randint(noise, near.shape[:-1], generator=generator)
-                token = near.gather(-1, chosen[..., None])[..., 0]
-            else:
-                token = distance.argmin(-1)
-            reached = self.decode(token, before)[..., -1, :]
+            followed, learned = choose(n - 1, before, self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE)))
+            reached = self.decode(followed, before)[..., -1, :]
             exact = is_ego | ~coded[:, :, n - 1]
             poses.append(torch.where(exact[..., None], after, reached))
-            tokens.append(token)
+            tokens.append(learned)
         return Tracks(torch.stack(poses, 2), valid, torch.stack(tokens, 2), coded, scene.velocity[:, :, at])
 
     def save(self, path: Path) -> None:

@@ -1,8 +1,10 @@
 """Train the behaviour model: `worldloop train behavior --data SHARDS ... --out FOLDER`.
 
 One file, one loop: windows of scenes become motion tokens (disturbed, so that the model learns to find back), the model predicts
-each next token, AdamW lowers the cross entropy. Matrix products are in bfloat16 (measured: 1.5 times the steps per second on two
-AVX-512 cores); the weights that are validated and shipped are an exponential moving average in float32.
+each next token, AdamW lowers the cross entropy. Fine-tuning (`--start-from`, `--closed-loop`) lets the model itself drive through
+the windows and teaches it the way back from where it ends up (CAT-K, Zhang et al., arXiv 2412.05334). Matrix products are in
+bfloat16 (about 1.5 times the steps per second on two AVX-512 cores: `tests/benchmarks/train_speed.py`); the weights that are
+validated and shipped are an exponential moving average in float32.
 The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to resume from, and `model/` for `from_pretrained`.
 """
 
@@ -28,7 +30,7 @@ from .data.shards import SceneDataset
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, resume_run, seeded_generator, start_run
 from .scene import AgentKind, PolylineKind, Scene, stack
-from .tokens import MOVING_KINDS, MotionVocabulary, Tracks, build_vocabulary, collect_motions
+from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, build_vocabulary, collect_motions, disturbed
 from .world import LearnedWorld
 
 
@@ -64,12 +66,19 @@ class Args:
     """Share of what each part of a layer adds that is dropped: a few hundred real scenes are soon known by heart."""
     noise: int = 4
     """Tracks are coded with one of the so many nearest tokens at random."""
+    start_from: Path | None = None
+    """Fine-tune: begin with the weights, sizes and vocabulary of this model folder."""
+    closed_loop: int = 0
+    """Code tracks, instead of with noise, by letting the model drive: of its so many likeliest tokens it takes the one that ends
+    nearest to the log, and learns the one that leads back best. 0: off. Wants weights that know something: see --start-from."""
     average: float = 0.998
     """Decay of the moving average of the weights."""
     vehicle_tokens: int = 512
     """Most tokens in the vocabulary of vehicles."""
     other_tokens: int = 256
     """Most tokens of pedestrians, and of cyclists."""
+    bfloat16: bool = True
+    """Matrix products in bfloat16: faster on a processor that has them (AVX-512, AMX), slower on one that has not."""
     model: dict[str, int] = field(default_factory=dict)
     """Sizes of the model that differ from BehaviorConfig, as pairs: `--model width 96 layers 2`."""
     evaluate_every: int = 500
@@ -139,29 +148,68 @@ def agents_of(scene: Scene, tracks: Tracks) -> Agents:
     return Agents(tracks.pose, before, known, tracks.velocity, tracks.valid, scene.size, scene.kind)
 
 
+def signals_of(scene: Scene, at: Tensor) -> tuple[Tensor, ...]:
+    """Return the signals at the steps `at` as the model reads them."""
+    return scene.signal_position[..., :2], scene.signal_heading, scene.signal_state[..., at], scene.signal_valid[..., at]
+
+
+def self_driven(model: BehaviorModel, scene: Scene, phase: int, candidates: int) -> Choose:
+    """Follow, of the model's `candidates` likeliest tokens, the one that ends nearest to the log; learn the nearest of all.
+
+    So the tracks leave the log where the model would, but stay near enough for the log to say how to go on (CAT-K, Zhang et al.,
+    arXiv 2412.05334). Good for one pass over `scene` from its first decision on.
+    """
+    at = torch.arange(phase, scene.steps, model.config.decision_ticks)
+    valid, velocity = scene.valid[:, :, at], scene.velocity[:, :, at]
+    with torch.no_grad():
+        memory, cache, last = model.encode_map(scene), model.empty_cache(scene), None
+
+    @torch.no_grad()
+    def choose(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal cache, last
+        now = slice(place, place + 1)
+        known = valid[:, :, now] & valid[:, :, max(place - 1, 0) : max(place, 1)] & (place > 0)
+        before = (pose if last is None else last)[:, :, None]
+        agents = Agents(pose[:, :, None], before, known, velocity[:, :, now], valid[:, :, now], scene.size, scene.kind)
+        features, cache = model.advance(agents, signals_of(scene, at[now]), memory, cache)
+        likeliest = model.head(features[:, :, 0], scene.kind).topk(candidates, dim=-1).indices
+        followed = likeliest.gather(-1, distance.gather(-1, likeliest).argmin(-1, keepdim=True))[..., 0]
+        last = pose
+        return followed, distance.argmin(-1)
+
+    return choose
+
+
 def token_losses(model: BehaviorModel, scene: Scene, tracks: Tracks, phase: int) -> tuple[Tensor, Tensor]:
     """Return the cross entropy (n,) of every coded token and the kind (n,) of its agent."""
     at = torch.arange(phase, scene.steps, model.config.decision_ticks)
-    signals = (scene.signal_position[..., :2], scene.signal_heading, scene.signal_state[..., at], scene.signal_valid[..., at])
-    agents = agents_of(scene, tracks)
-    features, _ = model.advance(agents, signals, model.encode_map(scene), model.empty_cache(scene))
+    features, _ = model.advance(
+        agents_of(scene, tracks), signals_of(scene, at), model.encode_map(scene), model.empty_cache(scene)
+    )
     kind = scene.kind[..., None].expand(tracks.coded.shape)[tracks.coded]
     scores = model.head(features[:, :, :-1][tracks.coded], kind)
     return functional.cross_entropy(scores, tracks.token[tracks.coded], reduction="none"), kind
 
 
+def new_model(args: Args, vocabulary: MotionVocabulary) -> BehaviorModel:
+    """Return a model with random weights."""
+    torch.manual_seed(args.seed)
+    known = {name for name in BehaviorConfig.__dataclass_fields__ if not name.startswith("vocabulary") and name != "dropout"}
+    if unknown := sorted(set(args.model) - known):
+        raise ValueError(f"--model {' '.join(unknown)}: no such size; there are {', '.join(sorted(known))}")
+    return BehaviorModel(BehaviorConfig(len(vocabulary), vocabulary.checksum(), **args.model), vocabulary)
+
+
 class Trainer:
     """Everything that a checkpoint has to hold: the weights, their average, the optimiser, the random generator, the step."""
 
-    def __init__(self, args: Args, vocabulary: MotionVocabulary):
+    def __init__(self, args: Args, start: BehaviorModel):
         self.args, self.step = args, 0
+        config = replace(start.config, dropout=args.dropout)
+        self.model, self.average = (BehaviorModel(config, start.vocabulary) for _ in range(2))
+        self.model.load_state_dict(start.state_dict())
+        self.average.eval().load_state_dict(start.state_dict())
         torch.manual_seed(args.seed)
-        known = {name for name in BehaviorConfig.__dataclass_fields__ if not name.startswith("vocabulary") and name != "dropout"}
-        if unknown := sorted(set(args.model) - known):
-            raise ValueError(f"--model {' '.join(unknown)}: no such size; there are {', '.join(sorted(known))}")
-        config = BehaviorConfig(len(vocabulary), vocabulary.checksum(), dropout=args.dropout, **args.model)
-        self.model, self.average = BehaviorModel(config, vocabulary), BehaviorModel(config, vocabulary).eval()
-        self.average.load_state_dict(self.model.state_dict())
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -176,8 +224,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         phase = int(torch.randint(self.model.config.decision_ticks, (), generator=self.generator))
-        tracks = self.model.vocabulary.encode(scene, phase, self.args.noise, self.generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        choose = disturbed(self.args.noise, self.generator)
+        if self.args.closed_loop:
+            choose = self_driven(self.average, scene, phase, self.args.closed_loop)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bfloat16):
+            tracks = self.model.vocabulary.encode(scene, phase, choose)
             loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} at step {self.step}: lower --learning-rate")
@@ -347,16 +398,18 @@ def main(args: Args) -> Path:
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
     trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
+    if args.start_from and args.model:
+        raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
         raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
     if args.resume:
-        vocabulary = MotionVocabulary.load(args.out / "model" / "vocabulary.safetensors")
-        trainer = Trainer(args, vocabulary)
+        trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
         trainer.load(args.out)
         run = resume_run(args.out, trainer.step)
     else:
+        known = BehaviorModel.from_pretrained(args.start_from) if args.start_from else None
         run = start_run(args.out, "train behavior", json.loads(json.dumps(asdict(args), default=str)), args.seed)
-        trainer = Trainer(args, find_vocabulary(sources, args))
+        trainer = Trainer(args, known or new_model(args, find_vocabulary(sources, args)))
     columns = (
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
