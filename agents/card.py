@@ -19,6 +19,15 @@ MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 BEGIN, END = "<!-- fidelity table: written by `worldloop card` -->", "<!-- end of the fidelity table -->"
 """Between these lines of a README the table of the fidelity run is put."""
 
+STAGE = """{number}. `worldloop train behavior` with
+
+```json
+{arguments}
+```
+
+{seconds:.0f} seconds on {cores} CPU cores, {steps} optimiser steps. Last validation: cross entropy {validation_loss:.3f} nats a
+token."""
+
 CARD = """# Behaviour model of the learned world
 
 Predicts what every road user does in the next half second, from everything that has happened until then, what the ego did
@@ -44,14 +53,7 @@ Sources, by what the folders hold:
 No weights or numbers come from the validation scenes, but for the choice of the recipe: {validation}.
 
 ## Recipe
-`worldloop train behavior` with
-
-```json
-{arguments}
-```
-
-{seconds:.0f} seconds on {cores} CPU cores, {steps} optimiser steps. Last validation: cross entropy {validation_loss:.3f} nats a
-token.
+{recipe}
 
 ## How good it is
 {table}
@@ -85,22 +87,17 @@ def run_card(args: Card) -> None:
     Raises:
         ValueError: a run is not finished, or the README has no place for the table.
     """
-    training, fidelity = (_record(folder) for folder in (args.training, args.fidelity))
+    stages, fidelity = _stages(args.training), _record(args.fidelity)
     model = BehaviorModel.from_pretrained(args.training / "model")
     table = fidelity_table(fidelity)
-    arguments = {name: _without_folders(value) for name, value in training["arguments"].items() if name not in ("out", "resume")}
-    results = training["results"]
+    sources = {_without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
     text = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         checksum=model.config.vocabulary_checksum,
         tokens=model.config.vocabulary_size,
-        data="\n".join(f"- `{source}`" for source in arguments["data"]),
-        validation=", ".join(f"`{source}`" for source in arguments["validation"]),
-        arguments=json.dumps(arguments, indent=2),
-        seconds=training["seconds"],
-        cores=training["machine"]["cores"],
-        steps=results["optimiser_steps"],
-        validation_loss=[row for row in read_metrics(args.training) if "validation_loss" in row][-1]["validation_loss"],
+        data="\n".join(f"- `{source}`" for source in sources),
+        validation=", ".join(f"`{_without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
+        recipe="\n\n".join(_stage(number, *stage) for number, stage in enumerate(stages, 1)),
         table=table,
     )
     if args.readme is not None:
@@ -136,6 +133,26 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
             cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the folder and record of every run that led to these weights, the first one first."""
+    record = _record(folder)
+    start = record["arguments"].get("start_from")
+    return [*(_stages(Path(start).parent) if start else []), (folder, record)]
+
+
+def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
+    """Return what one training run was asked and what it measured, as Markdown."""
+    arguments = {name: _without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
+    return STAGE.format(
+        number=number,
+        arguments=json.dumps(arguments, indent=2),
+        seconds=record["seconds"],
+        cores=record["machine"]["cores"],
+        steps=record["results"]["optimiser_steps"],
+        validation_loss=[row for row in read_metrics(folder) if "validation_loss" in row][-1]["validation_loss"],
+    )
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, 
     run_card(Card(*runs, folder=tmp_path / "shipped", readme=readme))
     card = (tmp_path / "shipped" / "README.md").read_text()
     for part in (
-        "`ngsim:*US101*=2`",
+        "- `ngsim:*US101*`",
+        '"ngsim:*US101*=2"',
         "61 seconds",
         "7 optimiser steps",
         "2.500 nats",
@@ -59,6 +61,25 @@ def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, 
     assert "| log | 0.00" in text
     for name in ("config.json", "model.safetensors", "vocabulary.safetensors"):
         assert (tmp_path / "shipped" / name).read_bytes() == (runs[0] / "model" / name).read_bytes()
+
+
+def test_the_card_of_fine_tuned_weights_tells_both_runs(runs, tmp_path):
+    tuned = tmp_path / "tuned"
+    shutil.copytree(runs[0], tuned)
+    record = json.loads((tuned / "run.json").read_text())
+    record["arguments"] |= {"start_from": str(runs[0] / "model"), "data": ["/home/someone/scenes/ngsim:*Lanker*=3"]}
+    (tuned / "run.json").write_text(json.dumps(record | {"seconds": 11.0}))
+    run_card(Card(tuned, runs[1], folder=tmp_path / "shipped"))
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    assert (
+        card.index("1. `worldloop train")
+        < card.index("61 seconds")
+        < card.index("2. `worldloop train")
+        < card.index("11 seconds")
+    )
+    assert "- `ngsim:*US101*`\n- `ngsim:*Lanker*`" in card
+    assert '"start_from": "model"' in card
+    assert "someone" not in card
 
 
 def test_unfinished_runs_and_a_readme_without_place_are_refused(runs, tmp_path):
