@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..envs.observation import ObservationSize, visible
 from ..envs.vector import open_world
-from ..renderers.bev import BirdEyeRenderer
+from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.run import dated_folder, require_free, whole_run, write_csv, write_json
@@ -66,6 +67,8 @@ class Rollout:
     """Film the first scenarios, side by side."""
     films: int = 8
     """How many of them."""
+    observed: bool = False
+    """Mark in the film, in white, the road users and lines that the policy's observation holds."""
     out: Path | None = None
     """Run folder, runs/rollout-DATE if not given."""
 
@@ -128,7 +131,7 @@ def _run(command: str, args: Rollout) -> int:
             write_csv(run.folder / "scenarios.csv", rows)
             if driven.films:
                 title = f"{args.policy} in the {args.world} world"
-                write_films(run.folder, driven, title, progress)
+                write_films(run.folder, driven, title, progress, observed=args.observed)
         run.finish(driven.summary())
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -211,14 +214,15 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1f}"
 
 
-def write_films(folder: Path, driven: Driven, title: str, progress: Progress) -> None:
-    """Write all films side by side as rollout.mp4, and the middle of them as rollout.png."""
+def write_films(folder: Path, driven: Driven, title: str, progress: Progress, *, observed: bool) -> None:
+    """Write all films side by side as rollout.mp4, and the middle of them as rollout.png; `observed` as in `Rollout`."""
     kept = [(row, driven.films[row.scene]) for row in driven.scenarios if row.scene in driven.films]
     length = max(len(film.states) for _, film in kept) + HELD_FRAMES
     bar = progress.add_task("film", total=length, at="")
 
     def frames() -> Iterator[np.ndarray]:
-        for number, frame in enumerate(_grid(kept, length, title)):
+        tiles = [_frames(row, film, title, observed) for row, film in kept]
+        for number, frame in enumerate(_grid(tiles, length)):
             if number == (length - HELD_FRAMES) // 2:
                 write_picture(folder / "rollout.png", frame)
             progress.advance(bar)
@@ -227,27 +231,27 @@ def write_films(folder: Path, driven: Driven, title: str, progress: Progress) ->
     write_video(folder / "rollout.mp4", frames())
 
 
-def _grid(kept: Sequence[tuple[Scenario, Film]], length: int, title: str) -> Iterator[np.ndarray]:
+def _grid(tiles: Sequence[Iterator[np.ndarray]], length: int) -> Iterator[np.ndarray]:
     """Yield every frame of all films side by side; a film that is over stands still."""
-    tiles = [_frames(row, film, title) for row, film in kept]
-    columns = min(len(kept), 4)
-    last: list[np.ndarray] = [np.zeros(0)] * len(kept)
+    columns = min(len(tiles), 4)
+    last: list[np.ndarray] = [np.zeros(0)] * len(tiles)
     for _ in range(length):
         last = [next(tile, before) for tile, before in zip(tiles, last, strict=True)]
         yield contact_sheet(last, columns=columns)
 
 
-def _frames(row: Scenario, film: Film, title: str) -> Iterator[np.ndarray]:
+def _frames(row: Scenario, film: Film, title: str, observed: bool) -> Iterator[np.ndarray]:
     """Yield the pictures of one scenario."""
     renderer = BirdEyeRenderer(width=FILM_PIXELS, height=FILM_PIXELS)
     scene = film.states[0].scene
     past = scene.position[0, :, :HISTORY_STEPS, :2]
     known = scene.valid[0, :, :HISTORY_STEPS]
-    for number, (state, reward) in enumerate(zip(film.states, film.rewards, strict=True)):
+    for number, (state, reward, seen) in enumerate(zip(film.states, film.rewards, film.observations, strict=True)):
         past = torch.cat((past, state.position[0, :, None, :2]), dim=1)[:, -TRAIL_STEPS:]
         known = torch.cat((known, state.valid[0, :, None]), dim=1)[:, -TRAIL_STEPS:]
         caption = [title, f"simulated {int((state.simulated & state.valid).sum())}\treward {reward:.1f}"]
         if number == len(film.states) - 1 and row.ended != "horizon":
             caption.append(row.ended.replace("_", " ").upper())
-        yield renderer.draw(state, trails=past, trails_valid=known, caption=caption)
+        marked = Observed(**visible(seen, ObservationSize())) if observed else None
+        yield renderer.draw(state, trails=past, trails_valid=known, observation=marked, caption=caption)
     renderer.close()

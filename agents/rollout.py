@@ -9,7 +9,7 @@ driven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -71,10 +71,11 @@ class Scenario:
 
 @dataclass
 class Film:
-    """What a scenario looked like: its states (B = 1, the world's memory left out) and the reward until each."""
+    """What a scenario looked like: its states (B = 1, the world's memory left out), the reward until each, what was seen."""
 
     states: list[State] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    observations: list[dict[str, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -222,13 +223,13 @@ def drive(
     films = [Film() if wanted else None for wanted in watched]
     live = np.ones(len(seeds), dtype=np.bool_)
     ended = [""] * len(seeds)
-    _record(films, live, env.state, tally.reward)
+    _record(films, live, env.state, tally.reward, observation)
     while live.any():
         began = perf_counter()
         observation, reward, terminated, truncated, info = env.step(_checked(policy.act(observation, env.state), env))
         tally.add(live, reward, info)
         tally.seconds[live] += (perf_counter() - began) / live.sum()
-        _record(films, live, env.state, tally.reward)
+        _record(films, live, env.state, tally.reward, observation)
         over = terminated | truncated | (env.state.step.numpy() >= limits)
         for row in np.flatnonzero(over & live):
             measures = info["measures"]
@@ -288,7 +289,7 @@ def _checked(action: Any, env: DriveVectorEnv) -> torch.Tensor:
     return tensor
 
 
-def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray) -> None:
+def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray, seen: Mapping[str, Any]) -> None:
     """Append the present of every scenario that is watched and still runs."""
     for row in np.flatnonzero(live).tolist():
         if (kept := films[row]) is not None:
@@ -298,3 +299,4 @@ def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward
             }
             kept.states.append(State(scene=scene, memory={}, **moment))
             kept.rewards.append(float(reward[row]))
+            kept.observations.append({name: array[row].copy() for name, array in seen.items()})

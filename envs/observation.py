@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -200,6 +201,14 @@ def to_numpy(seen: Mapping[str, Tensor]) -> dict[str, np.ndarray] | np.ndarray:
     if "image" in seen:
         return seen["image"].numpy()
     return {name: tensor.numpy() for name, tensor in seen.items()}
+
+
+def visible(seen: Mapping[str, np.ndarray], size: ObservationSize) -> dict[str, Any]:
+    """Return what one `"state"` observation holds, without batch dimension, as the fields of `renderers.bev.Observed`."""
+    box = [list(AGENT_FEATURES).index(name) for name in ("x", "y", "heading_cosine", "heading_sine", "length", "width")]
+    agents = seen["agents"][seen["agents_mask"].astype(np.bool_)][:, box]
+    lines = seen["polylines_points"][seen["polylines_mask"].astype(np.bool_)]
+    return {"agents": torch.from_numpy(agents), "polylines": torch.from_numpy(lines), "radius": size.radius}
 
 
 def _clip(values: list[Tensor], ranges: Ranges, mask: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from ..worldmodel.scene import HISTORY_STEPS, Scene, TensorBatch, stack
 from ..worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State, World
 from .action import ActionSpace
 from .measures import EgoPast, RoadEdges, ego_measures, next_past, road_edges, start_past
-from .observation import ObservationSize, Surroundings, observation_space, observe, surroundings, to_numpy
+from .observation import ObservationSize, Surroundings, observation_space, observe, surroundings, to_numpy, visible
 from .reward import RewardWeights, reward_terms
 from .scenarios import Scenarios, Source
 
@@ -147,7 +147,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.generators: list[np.random.Generator | None] = [None] * num_envs
         self._episode: Episode | None = None
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        self._renderers: dict[int, Any] = {}
+        self._renderer: Any = None
         self._owns_world = isinstance(world, str)
 
     @staticmethod
@@ -243,29 +243,42 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return seen, reward, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return a picture (800, 800, 3) uint8 of every scene (`rgb_array`), or show the first one in a window (`human`)."""
+        """Return a picture (800, 800, 3) uint8 of every scene (`rgb_array`), or show the first one in a window (`human`).
+
+        What a `"state"` observation holds is marked in white.
+        """
         if self.render_mode is None:
             gymnasium.logger.warn(
                 "render() draws nothing without a render_mode: make the environment with render_mode='rgb_array'"
             )
             return None
-        from ..renderers.bev import BirdEyeRenderer  # pictures are only loaded where someone looks at them
+        from ..renderers.bev import BirdEyeRenderer, Observed  # pictures are only loaded where someone looks at them
 
-        rows = range(1 if self.render_mode == "human" else self.num_envs)
-        for row in rows:
-            if row not in self._renderers:
-                self._renderers[row] = BirdEyeRenderer()
-        frames = tuple(self._draw(row) for row in rows)
+        self._renderer = self._renderer or BirdEyeRenderer()
+        episode = self._running()
+        seen = self._observe(episode)
+        frames = []
+        for row in range(1 if self.render_mode == "human" else self.num_envs):
+            marked = visible({name: array[row] for name, array in seen.items()}, self.size) if isinstance(seen, dict) else {}
+            frame = self._renderer.draw(
+                episode.state,
+                row,
+                trails=episode.trail[row],
+                trails_valid=episode.trail_valid[row],
+                observation=Observed(**marked),
+                caption=f"reward\t{float(episode.reward[row]):.2f}",
+            )
+            frames.append(frame)
         if self.render_mode == "rgb_array":
-            return frames
-        self._renderers[0].show(frames[0], self.metadata["render_fps"])
+            return tuple(frames)
+        self._renderer.show(frames[0], self.metadata["render_fps"])
         return None
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the window, and the world if it was opened here and runs processes (SUMO does)."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers = {}
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         close = getattr(self.world, "close", None)
         if self._owns_world and close is not None:
             close()
@@ -427,16 +440,6 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             "measures": _masked(measures, mask),
             "_measures": mask.copy(),
         }
-
-    def _draw(self, row: int) -> np.ndarray:
-        episode = self._running()
-        return self._renderers[row].draw(
-            episode.state,
-            row,
-            trails=episode.trail[row],
-            trails_valid=episode.trail_valid[row],
-            caption=f"reward\t{float(episode.reward[row]):.2f}",
-        )
 
 
 def open_world(world: str | World) -> World:

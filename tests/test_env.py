@@ -223,6 +223,9 @@ def test_pictures():
     envs = make_vector(2, render_mode="rgb_array")
     envs.reset()
     assert [frame.shape for frame in envs.render()] == [(800, 800, 3)] * 2
+    blinkered = make(render_mode="rgb_array", horizon=4, size=ObservationSize(radius=15.0))
+    blinkered.reset()
+    assert not np.array_equal(first, blinkered.render())  # what the policy sees is marked
 
 
 @pytest.mark.parametrize(

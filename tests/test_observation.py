@@ -16,6 +16,7 @@ from worldloop.envs.observation import (
     observation_space,
     observe,
     surroundings,
+    visible,
 )
 from worldloop.worldmodel.scene import PolylineKind, Scene, SignalState
 from worldloop.worldmodel.world import logged_state
@@ -53,6 +54,15 @@ def test_agents_come_nearest_first_in_the_egos_frame():
     assert walker["is_pedestrian"] == 1.0
     assert (walker["heading_cosine"], walker["heading_sine"]) == pytest.approx((0.0, 1.0), abs=1e-6)
     assert not seen["agents"][0, 5:].any()
+
+
+def test_what_is_visible_is_what_the_masks_leave():
+    seen = {name: tensor[0].numpy() for name, tensor in see(straight_road()).items()}
+    marked = visible(seen, SIZE)
+    assert marked["agents"].shape == (5, 6)
+    assert marked["agents"][0].tolist() == pytest.approx([10.0, LANE_WIDTH, 1.0, 0.0, *seen["agents"][0, 6:8]])
+    assert len(marked["polylines"]) == seen["polylines_mask"].sum() > 0
+    assert marked["radius"] == SIZE.radius
 
 
 def test_fewer_places_hold_the_nearest_agents():
