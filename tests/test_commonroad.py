@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from worldloop.worldmodel.data import DataError, Skipped, commonroad
+from worldloop.worldmodel.data import DataError, Skipped, find_files, read
 from worldloop.worldmodel.geometry import signed_distance_to_edges, wrap_angle
 from worldloop.worldmodel.scene import AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState
 
@@ -100,7 +100,7 @@ CARS = (obstacle(100, -50, 0, 10), obstacle(101, 10, -30, 5, heading=math.pi / 2
 def only(folder: Path, content: bytes) -> Scene:
     file = folder / "scenario.xml"
     file.write_bytes(content)
-    (scene,) = commonroad.read(file)
+    (scene,) = read("commonroad", file)
     assert isinstance(scene, Scene)
     return scene
 
@@ -126,10 +126,10 @@ def test_plain_and_gzipped_files_are_the_same(tmp_path: Path):
     content = scenario(*CARS)
     plain = only(tmp_path, content)
     (tmp_path / "zipped.xml.gz").write_bytes(gzip.compress(content))
-    (zipped,) = commonroad.read(tmp_path / "zipped.xml.gz")
+    (zipped,) = read("commonroad", tmp_path / "zipped.xml.gz")
     assert isinstance(zipped, Scene)
     assert torch.equal(plain.position, zipped.position)
-    assert len(commonroad.files(tmp_path)) == 2
+    assert len(find_files("commonroad", tmp_path)) == 2
 
 
 def test_the_ego_is_the_car_that_travels_furthest_in_the_longest_logs(tmp_path: Path):
@@ -319,7 +319,7 @@ def test_2020a_crosswalks_and_walkways_are_no_road(tmp_path: Path):
 )
 def test_what_cannot_be_used_is_skipped_with_a_reason(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "scenario.xml").write_bytes(content)
-    (skipped,) = commonroad.read(tmp_path)
+    (skipped,) = read("commonroad", tmp_path)
     assert isinstance(skipped, Skipped)
     assert reason in skipped.reason
 
@@ -348,19 +348,19 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, message: 
     file = tmp_path / "scenario.xml"
     file.write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
-        list(commonroad.read(file))
+        list(read("commonroad", file))
     assert str(file) in str(error.value)
 
 
 def test_a_folder_without_scenarios_is_an_error(tmp_path: Path):
-    with pytest.raises(DataError, match="no CommonRoad scenario"):
-        list(commonroad.read(tmp_path))
+    with pytest.raises(DataError, match="no commonroad file"):
+        list(read("commonroad", tmp_path))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real scenarios are not at {REAL}")
 @pytest.mark.parametrize("name", ["USA_Lanker-1_1_T-1", "USA_Peach-2_1_T-1", "USA_US101-20_1_T-1"])
 def test_real_cars_drive_on_the_road(name: str):
-    (scene,) = commonroad.read(REAL / f"{name}.xml.gz")
+    (scene,) = read("commonroad", REAL / f"{name}.xml.gz")
     assert isinstance(scene, Scene)
     edge, valid = scene.polyline_kind[0] == PolylineKind.ROAD_EDGE, scene.valid[0]
     centre = scene.position[0][valid][::7, :2]

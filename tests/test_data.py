@@ -7,14 +7,33 @@ from pathlib import Path
 import pytest
 from scenes import several_roads, straight_road
 from test_pandaset import sequence, write
-from worldloop.worldmodel.data import READERS, DataError, SceneDataset, ShardWriter, describe, import_scenes, read, split
+from worldloop.worldmodel.data import (
+    READERS,
+    DataError,
+    SceneDataset,
+    ShardWriter,
+    describe,
+    find_files,
+    import_scenes,
+    read,
+    split,
+)
 from worldloop.worldmodel.data import reader as reader_of
 
 
-def test_every_reader_has_the_same_three_functions():
+def test_every_reader_finds_its_files_and_names_what_is_missing(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("nothing of interest")
     for name in READERS:
-        module = reader_of(name)
-        assert all(callable(getattr(module, function)) for function in ("files", "read_file", "read"))
+        assert callable(reader_of(name).read_file)
+        with pytest.raises(DataError, match=f"no {name} file .* here: name their folder or one of them"):
+            find_files(name, tmp_path)
+        made = [tmp_path / f"{letter}{pattern.removeprefix('*')}" for pattern in reader_of(name).PATTERNS for letter in "ba"]
+        for file in made:
+            file.touch()
+        assert find_files(name, tmp_path) == sorted(made)
+        assert find_files(name, made[0]) == [made[0]]
+        for file in made:
+            file.unlink()
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path):

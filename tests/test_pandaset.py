@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from worldloop.worldmodel.data import DataError, Skipped, pandaset
+from worldloop.worldmodel.data import DataError, Skipped, read
 from worldloop.worldmodel.geometry import wrap_angle
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene
 
@@ -54,7 +54,7 @@ def write(folder: Path, record: Any, name: str = "007.json.gz") -> Path:
 
 
 def only(file: Path) -> Scene:
-    (scene,) = pandaset.read(file)
+    (scene,) = read("pandaset", file)
     assert isinstance(scene, Scene)
     return scene
 
@@ -117,7 +117,7 @@ def test_long_lane_lines_are_cut_into_pieces_that_share_their_ends(tmp_path: Pat
 
 
 def test_a_short_sequence_is_skipped_with_a_reason(tmp_path: Path):
-    (skipped,) = pandaset.read(write(tmp_path, sequence(steps=10)))
+    (skipped,) = read("pandaset", write(tmp_path, sequence(steps=10)))
     assert isinstance(skipped, Skipped)
     assert skipped.reason == "10 steps, wanted at least 11"
 
@@ -136,12 +136,12 @@ def test_bad_files_are_one_clear_error(tmp_path: Path):
         file = tmp_path / f"{name}.json.gz"
         file.write_bytes(content)
         with pytest.raises(DataError, match=message):
-            list(pandaset.read(file))
+            list(read("pandaset", file))
 
 
 def test_a_folder_without_sequences_is_an_error(tmp_path: Path):
-    with pytest.raises(DataError, match="no PandaSet sequence"):
-        list(pandaset.read(tmp_path))
+    with pytest.raises(DataError, match="no pandaset file"):
+        list(read("pandaset", tmp_path))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real sequences are not at {REAL}")

@@ -22,13 +22,14 @@ __all__ = [
     "ShardWriter",
     "Skipped",
     "describe",
+    "find_files",
     "import_scenes",
     "read",
     "split",
 ]
 
 READERS: dict[str, str] = {"commonroad": ".commonroad", "pandaset": ".pandaset"}
-"""Format name to module; each has `files(path) -> list[Path]`, `read_file(file)` and `read(path)`, both yielding scenes."""
+"""Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`, which yields scenes."""
 
 VALIDATION_PREFIXES = ("commonroad/USA_Peach",)
 TRAIN_PREFIXES = ("commonroad/USA_US101", "commonroad/USA_Lanker", "sumo/")
@@ -60,9 +61,25 @@ def reader(format: str) -> ModuleType:
     return importlib.import_module(READERS[format], __name__)
 
 
+def find_files(format: str, path: str | Path) -> list[Path]:
+    """Return the files of a format at `path`, a folder or one file, in order.
+
+    Raises:
+        DataError: there is none.
+    """
+    path, patterns = Path(path), reader(format).PATTERNS
+    if path.is_file():
+        return [path]
+    found = sorted({file for pattern in patterns for file in path.glob(pattern)}) if path.is_dir() else []
+    if not found:
+        raise DataError(f"{path}: no {format} file ({', '.join(patterns)}) here: name their folder or one of them")
+    return found
+
+
 def read(format: str, path: str | Path) -> Iterator[Scene | Skipped]:
     """Yield the scenes at `path` (a folder or one file), and `Skipped` for each one left out on purpose."""
-    yield from reader(format).read(path)
+    for file in find_files(format, path):
+        yield from reader(format).read_file(file)
 
 
 def import_scenes(
@@ -87,7 +104,7 @@ def import_scenes(
     """
     start = time.perf_counter()
     module = reader(format)
-    files: list[Path] = module.files(source)
+    files = find_files(format, source)
     tell = progress or (lambda done, total, name: None)
     skipped: list[Skipped] = []
     scenes = agents = agent_steps = 0

@@ -29,6 +29,9 @@ from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, SignalState, mak
 from .lanelets import RoadMap, point_list, read_map
 from .shards import DataError, Skipped
 
+PATTERNS = ("*.xml", "*.xml.gz")
+"""How files of this format are called."""
+
 VERSIONS = ("2018b", "2020a")
 
 EDITED = ("optimized towards criticality", "Set-based Prediction")
@@ -68,27 +71,6 @@ class Track:
     size: tuple[float, float, float]
     kind: AgentKind
     static: bool
-
-
-def files(path: str | Path) -> list[Path]:
-    """Return the scenarios at `path`, a folder or one file.
-
-    Raises:
-        DataError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    found = sorted((*path.glob("*.xml"), *path.glob("*.xml.gz"))) if path.is_dir() else []
-    if not found:
-        raise DataError(f"{path}: no CommonRoad scenario (*.xml, *.xml.gz) here: name their folder or one of them")
-    return found
-
-
-def read(path: str | Path) -> Iterator[Scene | Skipped]:
-    """Yield one scene for each scenario at `path`, a folder or one file; see `read_file`."""
-    for file in files(path):
-        yield from read_file(file)
 
 
 def read_file(file: Path) -> Iterator[Scene | Skipped]:

@@ -23,6 +23,9 @@ from ..geometry import resample_polyline, smooth_track, split_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
 from .shards import DataError, Skipped
 
+PATTERNS = ("*.json.gz",)
+"""How files of this format are called."""
+
 EGO_SIZE = (5.176, 2.022, 1.777)
 """Chrysler Pacifica (2017 on), the recording car: length and height in metres as in nuplan-devkit's `get_pacifica_parameters`,
 width without mirrors as published (79.6 in; that of nuplan-devkit, 2.297 m, is larger)."""
@@ -66,27 +69,6 @@ move at walking pace on walkways, hence pedestrians; what only stands is an obje
 
 HEIGHTS = {AgentKind.VEHICLE: 1.7, AgentKind.CYCLIST: 1.4, AgentKind.PEDESTRIAN: 1.8, AgentKind.OBJECT: 1.0}
 """Metres where a box has no height: medians of the boxes that have one."""
-
-
-def files(path: str | Path) -> list[Path]:
-    """Return the sequences at `path`, a folder or one file.
-
-    Raises:
-        DataError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    found = sorted(path.glob("*.json.gz")) if path.is_dir() else []
-    if not found:
-        raise DataError(f"{path}: no PandaSet sequence (NNN.json.gz) here: name their folder or one of them")
-    return found
-
-
-def read(path: str | Path) -> Iterator[Scene | Skipped]:
-    """Yield one scene for each sequence at `path`, a folder or one file; see `read_file`."""
-    for file in files(path):
-        yield from read_file(file)
 
 
 def read_file(file: Path) -> Iterator[Scene | Skipped]:
