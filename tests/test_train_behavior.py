@@ -56,6 +56,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(args, tmp_path, monkeypat
     assert (main(replace(again, resume=True)) / "model.safetensors").read_bytes() == weights
 
 
+def test_a_resumed_training_may_end_at_another_step_and_says_so(args):
+    main(args)
+    main(replace(args, resume=True, steps=6))
+    record = json.loads((args.out / "run.json").read_text())
+    assert record["arguments"]["steps"] == record["results"]["optimiser_steps"] == 6
+    main(replace(args, resume=True, steps=5))  # it is farther than that already
+    record = json.loads((args.out / "run.json").read_text())
+    assert record["results"]["optimiser_steps"] == 6
+    assert record["results"]["validation_loss"] > 0
+
+
 def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_path):
     first = main(args)
     tuned = replace(args, start_from=first, model={}, closed_loop=8, learning_rate=1e-4, out=tmp_path / "tuned")

@@ -48,8 +48,14 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the results and the seconds taken into `run.json` and mark the run as finished."""
-        self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._clock, 3)
         self.record |= {"status": "finished", "results": dict(results)}
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write the record with the seconds taken until now, so that a kill does not lose them."""
+        now = time.monotonic()
+        self.record["seconds"] = round(self.record["seconds"] + now - self._clock, 3)
+        self._clock = now
         write_json(self.folder / "run.json", self.record)
 
 
@@ -66,8 +72,10 @@ def start_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: in
     return run
 
 
-def resume_run(folder: Path, step: int) -> Run:
+def resume_run(folder: Path, step: int, arguments: Mapping[str, Any]) -> Run:
     """Open the folder of a killed run again at `step`; lines of `metrics.jsonl` that lie after it or are torn are dropped.
+
+    `arguments` are what it goes on with, and what its record then holds.
 
     Raises:
         FileNotFoundError: there is no `run.json` in the folder.
@@ -75,7 +83,7 @@ def resume_run(folder: Path, step: int) -> Run:
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
-    record = json.loads(path.read_text()) | {"status": "running"}
+    record = json.loads(path.read_text()) | {"status": "running", "arguments": dict(arguments)}
     lines = [row for row in read_metrics(folder) if row["step"] <= step]
     if lines:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in lines))

@@ -86,7 +86,8 @@ class Args:
     seed: int = 0
     """Seed of weights, order of data, and noise."""
     resume: bool = False
-    """Go on with a run that was killed; all other arguments must be those it was started with."""
+    """Go on with a run that was killed; all other arguments must be those it was started with, but for --steps: another number
+    ends it earlier or later, and the learning rate falls accordingly."""
 
 
 @dataclass(frozen=True)
@@ -402,13 +403,14 @@ def main(args: Args) -> Path:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
         raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
+    recorded = json.loads(json.dumps(asdict(args), default=str))
     if args.resume:
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
         trainer.load(args.out)
-        run = resume_run(args.out, trainer.step)
+        run = resume_run(args.out, trainer.step, recorded)
     else:
         known = BehaviorModel.from_pretrained(args.start_from) if args.start_from else None
-        run = start_run(args.out, "train behavior", json.loads(json.dumps(asdict(args), default=str)), args.seed)
+        run = start_run(args.out, "train behavior", recorded, args.seed)
         trainer = Trainer(args, known or new_model(args, find_vocabulary(sources, args)))
     columns = (
         *Progress.get_default_columns()[:2],
@@ -425,7 +427,8 @@ def main(args: Args) -> Path:
 
 def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source], run: Run, show: Any) -> dict[str, float]:
     """Run the remaining steps; return the last validation's numbers."""
-    args, recent, clock, results = trainer.args, [], time.monotonic(), {}
+    args, recent, clock = trainer.args, [], time.monotonic()
+    results = next((row for row in reversed(read_metrics(run.folder)) if "validation_loss" in row), {})
     while trainer.step < args.steps:
         scene = draw_batch(sources, args, trainer.model.config.decision_ticks, trainer.generator)
         recent.append(trainer.learn(scene))
@@ -438,6 +441,7 @@ def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source
             results = validate(trainer.average, held_out, args)
             run.log(trainer.step, **results)
             trainer.save(run.folder)
+            run.checkpoint()
             plot_curves(read_metrics(run.folder), run.folder / "learning_curves.png")
             clock = time.monotonic()
     parameters = sum(p.numel() for p in trainer.model.parameters())
