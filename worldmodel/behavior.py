@@ -460,7 +460,7 @@ class BehaviorModel(nn.Module):
 
 
 def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
-    """Return numbers in (0, 1), float32, from int64 keys and counters that broadcast together: a stateless random source.
+    """Return numbers strictly between 0 and 1, float32, from int64 keys and counters that broadcast: a stateless random source.
 
     Each is a finalised SplitMix64 hash (Steele, Lea, Flood, OOPSLA 2014), so the number of one agent of one scene does not depend
     on who else is in the batch.
@@ -471,7 +471,7 @@ def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
         mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
         mixed = (mixed ^ ((mixed >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
         mixed = mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)
-    return (((mixed >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    return (((mixed >> 41) & 0x7FFFFF).float() + 0.5) / 2**23  # 23 bits: a 24th would round up to 1
 
 
 def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, top_p: float, most: int = 64) -> Tensor:

@@ -139,7 +139,8 @@ class MotionVocabulary:
         """
         x, y, heading = motion.unbind(-1)
         features = torch.stack((x, y, heading.cos(), heading.sin(), torch.ones_like(x)), dim=-1)
-        return torch.cat((features, functional.one_hot(kind, len(AgentKind))), dim=-1) @ self._end_features.T
+        with torch.autocast("cpu", enabled=False):  # differences of large squares: bfloat16 would choose another token
+            return torch.cat((features, functional.one_hot(kind, len(AgentKind))), dim=-1) @ self._end_features.T
 
     def decode(self, token: Tensor, pose: Tensor) -> Tensor:
         """Return the poses (..., ticks, 3) after each tick of `token` (...) begun at `pose` (..., 3)."""
