@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..worldmodel.dynamics import forward_speed
 from ..worldmodel.geometry import box_corners, boxes_overlap, project_on_polyline, signed_distance_to_edges, wrap_angle
-from ..worldmodel.raster import distance_to_segment
+from ..worldmodel.raster import distance_to_segment, lowest
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, TensorBatch
 from ..worldmodel.world import State
 
@@ -235,11 +235,9 @@ def ego_edge_distance(state: State, edges: RoadEdges) -> Tensor:
     Minus infinity where the map has no road edges.
     """
     scene, ego = state.scene, state.ego()
-    edges = edges.widen(EDGES_NEAR)
     distance = distance_to_segment(ego.position[:, None, :2], edges.segment[:, :, 0], edges.segment[:, :, 1])
-    near = torch.where(edges.valid, distance, torch.inf).topk(EDGES_NEAR, dim=1, largest=False).indices
-    row = torch.arange(len(state))[:, None]
-    segment, valid = edges.segment[row, near], edges.valid[row, near]
+    near, valid = lowest(torch.where(edges.valid, distance, torch.inf), EDGES_NEAR)
+    segment = edges.segment[torch.arange(len(state))[:, None], near]
     corners = box_corners(ego.position, ego.heading, scene.size[scene.ego_row(), scene.ego])
     return signed_distance_to_edges(corners, segment, valid[..., None].expand(-1, -1, 2)).amax(dim=1)
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..worldmodel.geometry import point_on_polyline, project_on_polyline, rotate, to_local, wrap_angle
-from ..worldmodel.raster import CHANNELS, PIECE_POINTS, ImageGrid, RoadPieces, bird_eye_image, nearest_pieces, road_pieces
+from ..worldmodel.raster import CHANNELS, PIECE_POINTS, ImageGrid, RoadPieces, bird_eye_image, lowest, nearest_pieces, road_pieces
 from ..worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState, TensorBatch
 from ..worldmodel.world import State
 from .measures import EgoPast
@@ -235,7 +235,7 @@ def _see_agents(state: State, size: ObservationSize) -> dict[str, Tensor]:
     local = to_local(state.position[..., :2], ego.position[:, None, :2], ego.heading[:, None])
     others = state.valid.index_put((row, scene.ego), torch.zeros(len(row), dtype=torch.bool))
     distance = local.square().sum(-1)
-    index, mask = _nearest(torch.where(others & (distance < size.radius**2), distance, torch.inf), size.agents)
+    index, mask = lowest(torch.where(others & (distance < size.radius**2), distance, torch.inf), size.agents)
     pick = lambda value: value[row[:, None], index]  # noqa: E731
     turn = pick(state.heading) - ego.heading[:, None]
     velocity = rotate(pick(state.velocity), -ego.heading[:, None])
@@ -245,20 +245,9 @@ def _see_agents(state: State, size: ObservationSize) -> dict[str, Tensor]:
     return {"agents": _clip(values, AGENT_FEATURES, mask), "agents_mask": mask.to(torch.int8)}
 
 
-def _nearest(rank: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Index (B, count) of the lowest of `rank` (B, N) and whether it is finite (B, count); N may be below `count`."""
-    missing = count - rank.shape[1]
-    if missing > 0:
-        rank = torch.cat((rank, rank.new_full((len(rank), missing), torch.inf)), dim=1)
-    rank, index = rank.topk(count, dim=1, largest=False)
-    found = rank < torch.inf
-    return torch.where(found, index, 0), found
-
-
 def _see_polylines(state: State, pieces: RoadPieces, size: ObservationSize) -> dict[str, Tensor]:
     ego, row = state.ego(), state.scene.ego_row()[:, None]
     index, mask = nearest_pieces(pieces, ego.position[:, :2], size.polylines, size.radius)
-    pieces = pieces.widen(size.polylines)
     point = to_local(pieces.point[row, index], ego.position[:, None, None, :2], ego.heading[:, None, None])
     values = [pieces.lane_width[row, index], pieces.speed_limit[row, index]]
     values += _one_hot(pieces.kind[row, index], len(PolylineKind))
@@ -288,7 +277,7 @@ def _see_signals(state: State, past: EgoPast, around: Surroundings, size: Observ
     ahead = around.signal_arc - past.arc[:, None]
     to_meet = around.signal_on_route & (ahead > 0)
     rank = torch.where(state.signal_valid & (distance < size.radius), distance - 2 * size.radius * to_meet, torch.inf)
-    index, mask = _nearest(rank, size.signals)
+    index, mask = lowest(rank, size.signals)
     if not scene.signal_heading.shape[1]:
         shape = (*index.shape, len(SIGNAL_FEATURES))
         return {"signals": torch.zeros(shape), "signals_mask": mask.to(torch.int8)}

@@ -15,7 +15,7 @@ from worldloop.envs import DriveEnv, DriveVectorEnv, ObservationSize, RewardWeig
 from worldloop.envs.action import ACCELERATION_GRID, CURVATURE_GRID, ActionSpace
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.dynamics import KinematicBicycle
-from worldloop.worldmodel.world import ReplayWorld, State
+from worldloop.worldmodel.world import LearnedWorld, ReplayWorld, State
 
 
 class SwayingWorld(ReplayWorld):
@@ -36,10 +36,10 @@ def make_vector(num_envs: int = 3, **changes) -> DriveVectorEnv:
     return DriveVectorEnv(num_envs, **{"scenes": several_roads(), "world": "replay", **changes})
 
 
-def actions(count: int, steps: int, seed: int = 0) -> np.ndarray:
-    """Some sub-environments stay on the road, others leave it: each bends its way by an amount of its own."""
+def actions(count: int, steps: int, seed: int = 0, bend: float = 0.3) -> np.ndarray:
+    """Some sub-environments stay on the road, others leave it: each bends its way by an amount of its own, up to `bend`."""
     drawn = np.random.default_rng(seed).uniform([-1.0, -0.05], [1.0, 0.05], (steps, count, 2))
-    drawn[..., 1] += np.linspace(0.0, 0.3, count)
+    drawn[..., 1] += np.linspace(0.0, bend, count)
     return drawn.astype(np.float32)
 
 
@@ -67,20 +67,35 @@ def test_gymnasium_makes_the_vector_environment():
     envs.close()
 
 
-@pytest.mark.parametrize(("observation", "steps"), [("state", 50), ("image", 30)])
-def test_the_vector_environment_is_gymnasiums_vector_of_single_ones_bit_for_bit(observation, steps):
-    scenes, count = several_roads(), 5
-    arguments = {"scenes": scenes, "world": SwayingWorld(), "observation": observation, "horizon": 25}
+def require_same_bits(count: int, steps: int, bend: float = 0.3, **arguments) -> tuple[int, int]:
+    """Drive the vector environment beside Gymnasium's vector of single ones; return how many episodes ended and terminated."""
     together = DriveVectorEnv(count, **arguments)
     alone = SyncVectorEnv([lambda: DriveEnv(**arguments)] * count, autoreset_mode=AutoresetMode.SAME_STEP)
     assert data_equivalence(together.reset(seed=5), alone.reset(seed=5), exact=True)
     ends = terminated = 0
-    for action in actions(count, steps):
+    for action in actions(count, steps, bend=bend):
         found, wanted = together.step(action), alone.step(action)
         for one, other, name in zip(found, wanted, ("observation", "reward", "terminated", "truncated", "info"), strict=True):
             assert data_equivalence(one, other, exact=True), name
         ends, terminated = ends + (found[2] | found[3]).sum(), terminated + found[2].sum()
+    return ends, terminated
+
+
+@pytest.mark.parametrize(("observation", "steps"), [("state", 50), ("image", 30)])
+def test_the_vector_environment_is_gymnasiums_vector_of_single_ones_bit_for_bit(observation, steps):
+    ends, terminated = require_same_bits(
+        5, steps, scenes=several_roads(), world=SwayingWorld(), observation=observation, horizon=25
+    )
     assert ends > terminated > 0  # both kinds of end, and autoresets after them
+
+
+@pytest.mark.parametrize("observation", ["state", "image"])
+def test_maps_of_other_sizes_beside_it_change_nothing_that_an_environment_sees(observation):
+    require_same_bits(16, 6, bend=0.0, world="replay", observation=observation)
+
+
+def test_the_learned_world_does_alone_what_it_does_in_a_batch():
+    require_same_bits(16, 6, bend=0.0, world=LearnedWorld.from_pretrained())
 
 
 def test_same_seed_same_bits_other_seed_other_scene():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from scenes import LANE_WIDTH, moved, several_roads, straight_road
-from worldloop.worldmodel.raster import CHANNELS, ImageGrid, bird_eye_image, nearest_pieces, road_pieces
+from worldloop.worldmodel.raster import CHANNELS, ImageGrid, bird_eye_image, lowest, nearest_pieces, road_pieces
 from worldloop.worldmodel.scene import PolylineKind, Scene
 from worldloop.worldmodel.world import logged_state
 
@@ -56,6 +56,16 @@ def test_the_nearest_pieces_come_first_and_only_within_the_radius():
     assert 10 < found.sum() < 40
     edges, found = nearest_pieces(pieces, torch.tensor([[0.0, 0.0]]), 4, 30.0, [PolylineKind.ROAD_EDGE])
     assert (pieces.kind[0, edges[0, found[0]]] == PolylineKind.ROAD_EDGE).all()
+
+
+def test_of_equals_the_first_comes_first_however_many_there_are():
+    rank = torch.tensor([[2.0, 1.0, torch.inf, 1.0, 2.0]])
+    for width in (5, 9, 5000):
+        index, found = lowest(torch.nn.functional.pad(rank, (0, width - 5), value=torch.inf), 6)
+        assert index.tolist() == [[1, 3, 0, 4, 0, 0]]
+        assert found.tolist() == [[True] * 4 + [False] * 2]
+    assert lowest(rank, 3)[0].tolist() == [[1, 3, 0]]
+    assert not lowest(rank[:, :0], 3)[1].any()
 
 
 def test_the_ego_stands_in_the_middle_and_looks_up():

@@ -103,6 +103,22 @@ def distance_to_segment(point: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return (relative - share.clamp(0.0, 1.0)[..., None] * span).square().sum(-1).sqrt()
 
 
+def lowest(rank: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return which of `rank` (B, N) are lowest, in one order that neither N nor the rest of the batch changes.
+
+    Of equals (pieces of one polyline share an end) the first comes first; `Tensor.topk` promises no order among them, and
+    returns another one when N grows.
+
+    Returns:
+        index: (B, count) int64 into dimension N, the lowest first; 0 where nothing is found.
+        found: (B, count) bool; what is infinite is not found, nor is anything beyond N.
+    """
+    missing = max(count - rank.shape[1], 0)
+    rank, index = torch.nn.functional.pad(rank, (0, missing), value=torch.inf).sort(dim=1, stable=True)
+    found = rank[:, :count] < torch.inf
+    return torch.where(found, index[:, :count], 0), found
+
+
 def nearest_pieces(
     pieces: RoadPieces, origin: Tensor, count: int, radius: float, kinds: Sequence[PolylineKind] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -121,14 +137,11 @@ def nearest_pieces(
         index: (B, k) int64 into dimension N, the nearest first.
         found: (B, k) bool; fewer than `count` may lie within the radius.
     """
-    pieces = pieces.widen(count)
     distance = distance_to_segment(origin[:, None], pieces.point[:, :, 0], pieces.point[:, :, -1]) - pieces.sag
     wanted = pieces.valid & (distance < radius)
     if kinds is not None:
         wanted &= torch.isin(pieces.kind, torch.tensor([int(kind) for kind in kinds]))
-    rank, index = torch.where(wanted, distance, torch.inf).topk(count, dim=1, largest=False)
-    found = rank < torch.inf
-    return torch.where(found, index, 0), found
+    return lowest(torch.where(wanted, distance, torch.inf), count)
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ def bird_eye_image(
     rest = [kind for kind in PolylineKind if kind not in lanes]
     index, found = nearest_pieces(pieces, origin, LINE_PIECES, grid.radius, rest)
     line = _densify(_pick(pieces.point, index), grid.samples(PIECE_LENGTH / (PIECE_POINTS - 1)))
-    edge = pieces.widen(LINE_PIECES).kind.gather(1, index) == PolylineKind.ROAD_EDGE
+    edge = pieces.kind.gather(1, index) == PolylineKind.ROAD_EDGE
     brightness = torch.where(edge, EDGE_VALUE, MARKING_VALUE)[..., None].expand(line.shape[:-1])
     way = _densify(scene.route[..., None, :, :2], grid.samples(4.0))[:, 0]
     way_valid = scene.route_valid[:, 1:].repeat_interleave(grid.samples(4.0) - 1, dim=1)
