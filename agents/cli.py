@@ -19,11 +19,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from . import TRACEBACK
+
 USER_ERRORS = (ValueError, OSError, ImportError)
 """What is reported without a traceback: bad values and scenes (`InvalidSceneError`, `DataError`), files, missing extras."""
-
-TRACEBACK = "WORLDLOOP_TRACEBACK"
-"""Environment variable that makes such errors show where they came from."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..envs.observation import ObservationSize, visible
+from ..envs.scenarios import SHIPPED_SCENES
 from ..envs.vector import open_world
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
@@ -54,7 +55,8 @@ class Rollout:
     world: str = "learned"
     """Who moves the others: learned, replay (the log), constant_velocity, or sumo (generated scenes only)."""
     scenes: str = "demo"
-    """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones."""
+    """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
+    here)."""
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
     horizon: int | None = None
@@ -91,7 +93,7 @@ class Demo:
 
 def run_demo(args: Demo) -> int:
     """Run `worldloop demo`; return the exit code."""
-    return _run("demo", Rollout(seed=args.seed, out=args.out))
+    return _run("demo", Rollout(scenes=str(SHIPPED_SCENES), seed=args.seed, out=args.out))
 
 
 def run_rollout(args: Rollout) -> int:

@@ -9,9 +9,10 @@ driven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -21,10 +22,12 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from ..envs.vector import DriveVectorEnv
+from ..envs.scenarios import SHIPPED_SCENES
+from ..envs.vector import DriveVectorEnv, Observation
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.scene import Scene
 from ..worldmodel.world import ReplayWorld, State, World
+from . import TRACEBACK
 from .policy import Policy
 
 STEPS_WITHOUT_LOG = 80
@@ -104,21 +107,16 @@ class Rollout:
         }
 
 
-def open_scenes(place: str | Path | None) -> SceneDataset:
-    """Return the data set at `place`, `FOLDER` or `FOLDER:GLOB`; None for the scenes that worldloop ships.
+def open_scenes(place: str | Path) -> SceneDataset:
+    """Return the data set `FOLDER`, or the scenes of `FOLDER:GLOB`; the folder `demo` is the shipped one, unless one stands here.
 
     Raises:
         ValueError: there is no data set, or no scene in it matches.
     """
-    text = str(place or "demo")
-    folder, _, pattern = (text, "", "") if Path(text).exists() else text.partition(":")
-    dataset = SceneDataset(Path(str(files("worldloop.assets"))) / "scenes" if folder == "demo" else folder)
-    if not pattern:
-        return dataset
-    try:
-        return dataset.subset(pattern)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
+    folder, colon, pattern = str(place).partition(":")
+    if folder == "demo" and not Path("demo", "index.json").exists():
+        folder = str(SHIPPED_SCENES)
+    return SceneDataset.named(folder + colon + pattern)
 
 
 def rollout(
@@ -188,10 +186,12 @@ class _Batches:
                 return drive(self.policy, env, seeds, limits, watched, lambda step: self.tell(numbers[0], len(self.scenes), step))
             finally:
                 env.close()
-        except ValueError as error:
+        except (ValueError, ChildProcessError) as error:
+            if os.environ.get(TRACEBACK):
+                raise
             if len(numbers) == 1:
                 name = self.scenes.ids[numbers[0]]
-                return [(Scenario(name, seeds[0], "failed", error=" ".join(str(error).removeprefix(f"{name}: ").split())), None)]
+                return [(Scenario(name, seeds[0], "failed", error=_told(error, name)), None)]
             middle = len(numbers) // 2
             return [row for half in (numbers[:middle], numbers[middle:]) for row in self.run(half, seed, film)]
 
@@ -199,10 +199,17 @@ class _Batches:
         """Steps (B,) that each scenario takes."""
         if self.steps is not None:
             return np.full(len(scenes), self.steps)
-        limits = ReplayWorld().horizon(scenes).numpy()
-        if self.world.horizon(scenes) is None:
-            limits = np.where(limits < 1, STEPS_WITHOUT_LOG, limits)
-        return limits
+        logged, possible = ReplayWorld().horizon(scenes), self.world.horizon(scenes)
+        beyond = torch.full_like(logged, STEPS_WITHOUT_LOG) if possible is None else possible.clamp(max=STEPS_WITHOUT_LOG)
+        return torch.where(logged < 1, beyond, logged).numpy()
+
+
+def _told(error: Exception, scene: str) -> str:
+    """Return an error of a scene on one line, with its place if it was raised outside of worldloop: in a user's driver."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    ours = frame.f_globals.get("__name__", "").startswith("worldloop.")
+    place = "" if ours else f" ({frame.f_code.co_filename}:{line})"
+    return " ".join(str(error).removeprefix(f"{scene}: ").split()) + place
 
 
 def drive(
@@ -289,8 +296,9 @@ def _checked(action: Any, env: DriveVectorEnv) -> torch.Tensor:
     return tensor
 
 
-def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray, seen: Mapping[str, Any]) -> None:
+def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray, seen: Observation) -> None:
     """Append the present of every scenario that is watched and still runs."""
+    assert isinstance(seen, dict)
     for row in np.flatnonzero(live).tolist():
         if (kept := films[row]) is not None:
             scene = kept.states[0].scene if kept.states else state.scene.take([row])

@@ -12,6 +12,9 @@ import numpy as np
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.scene import Scene
 
+SHIPPED_SCENES = Path(str(files("worldloop.assets"))) / "scenes"
+"""The data set that the package brings along."""
+
 Source = Scene | SceneDataset | str | Path | None
 """What an environment takes as scenes: a batch, a data set or its folder; None or "demo" for the scenes that worldloop ships."""
 
@@ -31,7 +34,7 @@ class Scenarios:
             ValueError: there is no such source, or it holds no scenes.
         """
         if source is None or source == "demo":
-            source = Path(str(files("worldloop.assets"))) / "scenes"
+            source = SHIPPED_SCENES
         if isinstance(source, str | Path):
             source = SceneDataset(source)
         if not isinstance(source, Scene | SceneDataset):

@@ -17,6 +17,7 @@ from worldloop.agents.policy import POLICIES, load_policy
 from worldloop.agents.rollout import STEPS_WITHOUT_LOG, Scenario, open_scenes, rollout
 from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
 from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
+from worldloop.worldmodel.dynamics import Motion
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
 from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
 
@@ -120,6 +121,39 @@ def test_a_damaged_scene_fails_alone(tmp_path: Path) -> None:
     assert "damaged" in (run.scenarios[1].error or "")
 
 
+class Fragile(ReplayWorld):
+    """Replay by a process of its own that dies of one scene."""
+
+    def step(self, state: State, ego: Motion) -> State:
+        if "hand/2" in state.scene.id:
+            raise ChildProcessError("the worker ended with code -9")
+        return super().step(state, ego)
+
+
+def test_a_worker_that_dies_of_a_scene_fails_that_scene_alone(roads: SceneDataset) -> None:
+    run = rollout(IdmPolicy(), Fragile(), roads, steps=3)
+    assert [row.error is None for row in run.scenarios] == [True, True, False, True, True]
+    assert (run.scenarios[2].error or "").startswith("the worker ended with code -9")
+
+
+class Picky:
+    """A user's driver that complains about one scene."""
+
+    def act(self, observation: Any, state: State) -> Tensor:
+        if "hand/3" in state.scene.id:
+            raise ValueError("hand/3: not my road")
+        return torch.zeros(len(state), 2)
+
+
+def test_an_error_in_a_users_driver_is_told_with_its_line(roads: SceneDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Picky.act.__code__.co_firstlineno + 2
+    run = rollout(Picky(), ReplayWorld(), roads, steps=3)
+    assert [row.error for row in run.scenarios] == [None, None, None, f"not my road ({__file__}:{line})", None]
+    monkeypatch.setenv("WORLDLOOP_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="not my road"):
+        rollout(Picky(), ReplayWorld(), roads, steps=3)
+
+
 def test_wrong_shape_of_actions_is_named(roads: SceneDataset) -> None:
     class Single:
         def act(self, observation: Any, state: State) -> np.ndarray:
@@ -151,6 +185,27 @@ def test_scenes_by_folder_and_pattern(roads: SceneDataset) -> None:
         open_scenes(f"{roads.path}:nobody")
     with pytest.raises(ValueError, match="does not exist"):
         open_scenes(roads.path.with_name("elsewhere"))
+    roads.path.rename(roads.path.with_name("a:b"))
+    assert open_scenes(roads.path.with_name("a:b")).ids == roads.ids
+
+
+def test_a_data_set_called_demo_goes_before_the_shipped_one(roads: SceneDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(roads.path.parent)
+    shipped = open_scenes("demo").ids
+    assert open_scenes("demo:sumo/merge").ids == tuple(name for name in shipped if name.startswith("sumo/merge"))
+    roads.path.rename("demo")
+    assert open_scenes("demo").ids == roads.ids
+    assert open_scenes("demo:hand/4").ids == ("hand/4",)
+
+
+class Bounded(ConstantVelocityWorld):
+    """A world that goes on without a log, but not for ever."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def horizon(self, scenes: Scene) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.full((len(scenes),), self.steps)
 
 
 def test_a_moment_without_a_future_is_driven_where_the_world_can_go_on(tmp_path: Path) -> None:
@@ -158,5 +213,9 @@ def test_a_moment_without_a_future_is_driven_where_the_world_can_go_on(tmp_path:
     row = rollout(IdmPolicy(), LearnedWorld(tiny_model()), moment).scenarios[0]
     assert row.error is None
     assert row.ended != "horizon" or row.steps == STEPS_WITHOUT_LOG
+    clear = data_set(tmp_path / "clear", straight_road(steps=HISTORY_STEPS + 1, follower_gap=100.0))
+    for possible, steps in ((50, 50), (600, STEPS_WITHOUT_LOG)):
+        row = rollout(ConstantPolicy(speed=5.0), Bounded(possible), clear).scenarios[0]
+        assert (row.steps, row.ended) == (steps, "horizon")
     assert "its log ends at the present" in (rollout(IdmPolicy(), ReplayWorld(), moment).scenarios[0].error or "")
     assert "where the log ends" in (rollout(ReplayPolicy(), LearnedWorld(tiny_model()), moment).scenarios[0].error or "")

@@ -212,7 +212,7 @@ class SceneDataset:
     @classmethod
     def named(cls, text: str) -> SceneDataset:
         """Open `FOLDER`, or the scenes of `FOLDER:GLOB` (see `subset`), as a command line names them."""
-        folder, _, pattern = text.partition(":")
+        folder, _, pattern = (text, "", "") if Path(text).exists() else text.partition(":")
         return cls(folder).subset(pattern) if pattern else cls(folder)
 
     def _set_entries(self, entries: list[dict[str, Any]]) -> None:
