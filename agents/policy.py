@@ -21,7 +21,6 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,7 +29,6 @@ from torch import Tensor
 
 from ..envs.vector import Observation
 from ..worldmodel.world import State
-from .rules import ConstantPolicy, IdmPolicy, RandomPolicy, ReplayPolicy
 
 
 @runtime_checkable
@@ -47,13 +45,13 @@ class Policy(Protocol):
         ...
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "random": RandomPolicy,
-    "constant": ConstantPolicy,
-    "replay": ReplayPolicy,
-    "idm": IdmPolicy,
+POLICIES: dict[str, tuple[str, str]] = {
+    "random": (".rules", "RandomPolicy"),
+    "constant": (".rules", "ConstantPolicy"),
+    "replay": (".rules", "ReplayPolicy"),
+    "idm": (".rules", "IdmPolicy"),
 }
-"""The drivers that worldloop ships, by the name that the command line takes."""
+"""The drivers that worldloop ships: by the name that the command line takes, the module and the class, imported when wanted."""
 
 
 def load_policy(name: str) -> Policy:
@@ -65,7 +63,8 @@ def load_policy(name: str) -> Policy:
         ValueError: the name is unknown, the module or the attribute is missing, or it is no driver.
     """
     if name in POLICIES:
-        return POLICIES[name]()
+        module, attribute = POLICIES[name]
+        return getattr(importlib.import_module(module, __package__), attribute)()
     if ":" not in name:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
