@@ -54,7 +54,8 @@ class EgoPast(TensorBatch):
     Attributes:
         start: (B,) metres along the route at the reset.
         length: (B,) metres of the whole route.
-        arc: (B,) metres along the route now; `progress` (B,) is its change in the last step.
+        arc: (B,) metres along the route now, straight on beyond its end; `progress` (B,) is its change in the last step up to
+            the end.
         offset: (B,) metres to the left of the route; `heading_error` (B,) radians against its direction.
         speed: (B,) along the heading.
         heading: (B,).
@@ -168,7 +169,7 @@ def next_past(past: EgoPast, state: State) -> EgoPast:
     return replace(
         past,
         arc=arc,
-        progress=arc - past.arc,
+        progress=arc.minimum(past.length) - past.arc.minimum(past.length),
         offset=offset,
         heading_error=wrap_angle(ego.heading - route_heading),
         speed=speed,
@@ -182,10 +183,10 @@ def next_past(past: EgoPast, state: State) -> EgoPast:
 def ego_measures(state: State, past: EgoPast, edges: RoadEdges) -> dict[str, Tensor]:
     """Return every measure (B,) of the step that led to `state`, by its name.
 
-    `progress` m along the route; `route_completion` share of the route from the reset to its end; `speed` m/s; `collision`;
-    `collided_with` the agent (-1: nobody); `off_road`, and `off_road_measurable`: whether the map has road edges at all (where it
-    has none, `off_road` is false and says nothing); `comfort` share of the six `COMFORT_LIMITS` that hold; and the accelerations
-    and jerks behind it.
+    `progress` m along the route, none beyond its end; `route_completion` share of the route from the reset to its end; `speed`
+    m/s; `collision`; `collided_with` the agent (-1: nobody); `off_road`, and `off_road_measurable`: whether the map has road
+    edges at all (where it has none, `off_road` is false and says nothing); `comfort` share of the six `COMFORT_LIMITS` that
+    hold; and the accelerations and jerks behind it.
     """
     hit = ego_collision(state)
     measurable = edges.valid.any(dim=1)

@@ -48,6 +48,19 @@ def test_progress_is_measured_along_the_route():
     assert measures_after(-0.5, 0.0)["progress"] == pytest.approx(-0.5)
 
 
+def test_progress_ends_where_the_route_ends():
+    short = straight_road()
+    short = replace(short, route_valid=torch.arange(101)[None] < 12)  # to x = 2
+    state, past, edges = start(short), start_past(start(short)), road_edges(short)
+    found = []
+    for x in (1.0, 2.5, 3.5, 1.5):
+        state = ego_at(state, x, 0.0)
+        past = next_past(past, state)
+        found.append(ego_measures(state, past, edges)["progress"].item())
+    assert found == pytest.approx([1.0, 1.0, 0.0, -0.5])
+    assert past.arc.item() == pytest.approx(21.5)
+
+
 def test_progress_round_a_bend_counts_metres_of_route():
     angle = torch.linspace(0, math.pi, 33)
     bend = 20 * torch.stack((angle.sin(), 1 - angle.cos(), torch.zeros(33)), dim=-1)
