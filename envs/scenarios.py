@@ -66,8 +66,8 @@ class Scenarios:
                 nearest = ", ".join(difflib.get_close_matches(scene, self.ids, n=3, cutoff=0.0))
                 raise ValueError(f"scene {scene!r} is unknown among {len(self)}; nearest: {nearest}")
             return self.ids.index(scene)
-        if not 0 <= int(scene) < len(self):
-            raise ValueError(f"scene {scene}: wanted a number from 0 to {len(self) - 1}, or an id such as {self.ids[0]!r}")
+        if isinstance(scene, bool) or not isinstance(scene, int | np.integer) or not 0 <= scene < len(self):
+            raise ValueError(f"scene {scene!r}: wanted a number from 0 to {len(self) - 1}, or an id such as {self.ids[0]!r}")
         return int(scene)
 
     def load(self, numbers: Sequence[int]) -> Scene:

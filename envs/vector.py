@@ -99,7 +99,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     what it ended with stands in `infos["final_obs"]` and `infos["final_info"]`.
 
     `reset(seed=s)` gives sub-environment i the seed s + i; it then does, bit for bit, what `DriveEnv` does after
-    `reset(seed=s + i)`. Options of `reset`: `"scene"` (an id, a number or a `Scene` for all, or a list with one for each),
+    `reset(seed=s + i)`. Options of `reset`: `"scene"` (an id, a number or a `Scene` for all, or a sequence with one for each),
     `"reset_mask"` ((num_envs,) bool, which sub-environments are reset).
 
     Attributes:
@@ -144,7 +144,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.world = open_world(world)
         self.scenarios = Scenarios(scenes)
-        self.generators: list[np.random.Generator | None] = [None] * num_envs
+        drawn = [seeding.np_random() for _ in range(num_envs)]
+        self.generators, self._seeds = [generator for generator, _ in drawn], [seed for _, seed in drawn]
         self._episode: Episode | None = None
         self._over = np.zeros(num_envs, dtype=np.bool_)
         self._renderer: Any = None
@@ -156,7 +157,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: wanted at least 1")
-        if horizon is not None and horizon < 1:
+        if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1):
             raise ValueError(f"horizon={horizon}: wanted at least 1 step of 0.1 s, or None for as long as the log is")
         unknown = [name for name in terminate_on if name not in TERMINATIONS]
         if isinstance(terminate_on, str) or unknown:
@@ -177,6 +178,16 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         """What measures remember of all egos."""
         return self._running().past
 
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """The generators of the sub-environments."""
+        return tuple(self.generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:
+        """The seeds of the sub-environments, drawn at random where `reset` was given none."""
+        return tuple(self._seeds)
+
     def _running(self) -> Episode:
         if self._episode is None:
             raise gymnasium.error.ResetNeeded("no episode has begun: call reset() first")
@@ -196,7 +207,9 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         rows = np.flatnonzero(mask).tolist()
         self._seed(seed, rows)
         with torch.no_grad():
-            begun = self._begin(self._choose(scene, rows), rows)
+            scenes = self._choose(scene, rows)
+            begun = self._begin(scenes, rows)
+            self.scenarios.sizes = {letter: size for letter, size in scenes.sizes().items() if letter != "B"}
             self._episode = begun if len(rows) == self.num_envs else self._running().put_episodes(rows, begun)
             seen = self._observe(self._episode)
         self._over[rows] = False
@@ -298,14 +311,16 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed: found a list of {len(seeds)}, wanted one for each of the {self.num_envs} sub-environments")
         for row in rows:
-            if seeds[row] is not None or self.generators[row] is None:
-                self.generators[row] = seeding.np_random(seeds[row])[0]
+            if seeds[row] is not None:
+                self.generators[row], self._seeds[row] = seeding.np_random(seeds[row])
 
     def _choose(self, scene: Any, rows: list[int]) -> Scene:
         """Return the scenes that `rows` start with: those asked for, else what each row's generator picks."""
-        if isinstance(scene, list | tuple) and len(scene) != self.num_envs:
-            raise ValueError(f"options['scene']: found {len(scene)}, wanted one for each of the {self.num_envs} sub-environments")
-        wanted = [scene[row] if isinstance(scene, list | tuple) else scene for row in rows]
+        several = scene.ndim > 0 if isinstance(scene, np.ndarray) else isinstance(scene, Sequence)
+        every = list(scene) if several and not isinstance(scene, str | bytes) else [scene] * self.num_envs
+        if len(every) != self.num_envs:
+            raise ValueError(f"options['scene']: found {len(every)}, wanted one for each of the {self.num_envs} sub-environments")
+        wanted = [every[row] for row in rows]
         if not any(isinstance(one, Scene) for one in wanted):
             return self.scenarios.load([self._number(one, row) for one, row in zip(wanted, rows, strict=True)])
         if isinstance(scene, Scene) and len(scene) == self.num_envs:
@@ -318,12 +333,10 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return self._fit(stack(parts))
 
     def _number(self, scene: Any, row: int) -> int:
-        generator = self.generators[row]
-        assert generator is not None
-        return self.scenarios.pick(generator) if scene is None else self.scenarios.number(scene)
+        return self.scenarios.pick(self.generators[row]) if scene is None else self.scenarios.number(scene)
 
     def _fit(self, scenes: Scene) -> Scene:
-        """Return foreign scenes padded to the common sizes, which grow if all sub-environments are reset."""
+        """Return foreign scenes padded to the common sizes, or to larger ones if all sub-environments are reset."""
         sizes, common = scenes.sizes(), self.scenarios.sizes
         larger = {letter: size for letter, size in sizes.items() if size > common.get(letter, size)}
         if larger and len(scenes) < self.num_envs:
@@ -331,17 +344,12 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
                 f"{scenes.id[0]}: larger than the environment's scenes in {larger} against "
                 f"{ {letter: common[letter] for letter in larger} }: reset all sub-environments, or make an environment with it"
             )
-        self.scenarios.sizes = {letter: max(size, sizes[letter]) for letter, size in common.items()}
-        return scenes.pad(self.scenarios.sizes)
+        return scenes.pad({letter: max(size, sizes[letter]) for letter, size in common.items()})
 
     def _begin(self, scenes: Scene, rows: list[int]) -> Episode:
         """Return new episodes with `scenes`, one for each of `rows`."""
         limits = np.iinfo(np.int64)
-        keys = []
-        for row in rows:
-            generator = self.generators[row]
-            assert generator is not None
-            keys.append(generator.integers(limits.min, limits.max, dtype=np.int64, endpoint=True))
+        keys = [self.generators[row].integers(limits.min, limits.max, dtype=np.int64, endpoint=True) for row in rows]
         horizon = self._horizons(scenes)
         state = self.world.reset(scenes, torch.from_numpy(np.array(keys, dtype=np.int64)))
         trail = scenes.position[:, :, :0, :2]

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from collections import deque
 from dataclasses import replace
 
 import gymnasium
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import worldloop.envs  # noqa: F401 (registers the environment)
+from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scenes import EGO, LEADER, moved, several_roads, straight_road
@@ -217,6 +219,53 @@ def test_scenes_can_be_given_in_every_way(tmp_path):
         envs.reset(options={"scene": larger, "reset_mask": np.array([True, False])})
 
 
+def test_scenes_may_stand_in_any_sequence():
+    envs = make_vector(2)
+    for several in (("hand/1", "hand/3"), np.array(["hand/1", "hand/3"]), np.array([1, 3]), deque([1, "hand/3"])):
+        assert envs.reset(options={"scene": several})[1]["scene"].tolist() == ["hand/1", "hand/3"]
+    assert envs.reset(options={"scene": np.int32(2)})[1]["scene"].tolist() == ["hand/2"] * 2
+    with pytest.raises(ValueError, match="found 3, wanted one for each of the 2"):
+        envs.reset(options={"scene": np.arange(3)})
+
+
+@pytest.mark.parametrize("wrong", [1.7, True, np.float32(1.0), b"hand/1"])
+def test_a_scene_is_named_by_an_id_or_a_whole_number(wrong):
+    env = make(scenes=several_roads())
+    with pytest.raises(ValueError, match="wanted a number from 0 to 3, or an id such as 'hand/0'"):
+        env.reset(options={"scene": wrong})
+    with pytest.raises(ValueError, match="wanted a number from 0 to 3, or an id such as 'hand/0'"):
+        make_vector(2).reset(options={"scene": [0, wrong]})
+
+
+def test_a_refused_reset_leaves_the_running_episodes_alone():
+    class Choosy(ReplayWorld):
+        def reset(self, scenes, key):
+            if "hand/larger" in scenes.id:
+                raise ValueError("not that one")
+            return super().reset(scenes, key)
+
+    envs, larger = make_vector(2, world=Choosy(), horizon=4), straight_road("hand/larger").pad({"A": 40})
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="not that one"):
+        envs.reset(options={"scene": larger})
+    for _ in range(5):  # an autoreset takes scenes of the old sizes in
+        _, _, _, _, infos = envs.step(np.zeros((2, 2), np.float32))
+    assert infos["steps"].tolist() == [1, 1]
+
+
+def test_seeds_are_told_as_gymnasium_documents():
+    envs = make_vector(3)
+    envs.reset(seed=5)
+    assert envs.np_random_seed == (5, 6, 7)
+    streams = [generator.bit_generator.state["state"]["inc"] for generator in envs.np_random]
+    assert streams == [seeding.np_random(seed)[0].bit_generator.state["state"]["inc"] for seed in (5, 6, 7)]
+    envs.reset(seed=[1, None, 2])
+    assert envs.np_random_seed == (1, 6, 2)
+    single = make()
+    single.reset(seed=9)
+    assert single.np_random_seed == 9
+
+
 def test_a_state_is_never_changed_afterwards():
     env = make_vector(horizon=3)
     env.reset(seed=0)
@@ -280,6 +329,8 @@ def test_the_offending_sub_environment_is_named():
         ({"observation": "lidar"}, "observation='lidar' is unknown"),
         ({"action": "steering"}, "action='steering' is unknown: choose one of continuous, physical, discrete"),
         ({"horizon": 0}, "horizon=0: wanted at least 1"),
+        ({"horizon": 2.5}, "horizon=2.5: wanted at least 1 step"),
+        ({"horizon": True}, "horizon=True: wanted at least 1 step"),
         ({"terminate_on": ("crash",)}, "wanted a list of some of collision, off_road"),
         ({"render_mode": "ascii"}, "render_mode='ascii' is unknown"),
         ({"scenes": "no/such/folder"}, "no/such/folder: does not exist"),
