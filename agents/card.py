@@ -128,6 +128,9 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
     for row in record["results"]["worlds"]:
         cells = [row["world"]]
         for name in ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate"):
+            if row[name] is None:  # nobody was scored
+                cells.append("no road edges" if name == "off_road_rate" else "n/a")
+                continue
             scale = 100 if name.endswith("rate") else 1
             value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
             cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")

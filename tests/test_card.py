@@ -103,3 +103,12 @@ def test_the_table_has_a_row_for_each_world(runs):
     assert table[0].startswith("3 validation scenes (`ngsim:*Peach*`), 6 futures each, up to 8 s")
     assert len(table) == 6
     assert torch.tensor([len(line.split("|")) for line in table[2:]]).unique().tolist() == [7]
+
+
+def test_where_no_map_has_road_edges_the_table_says_so(runs):
+    record = json.loads((runs[1] / "run.json").read_text())
+    for row in record["results"]["worlds"]:
+        row |= {name: None for name in row if name.startswith("off_road")}
+    assert fidelity_table(record).splitlines()[-1] == (
+        "| log | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | 0.00 [0.00, 0.00] | no road edges |"
+    )
