@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from ..envs.observation import ObservationSize, visible
@@ -18,7 +18,7 @@ from ..envs.scenarios import SHIPPED_SCENES
 from ..envs.vector import open_world
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
-from ..worldmodel.data.shards import SceneDataset
+from ..worldmodel.data.shards import DataError, SceneDataset
 from ..worldmodel.run import dated_folder, require_free, whole_run, write_csv, write_json
 from ..worldmodel.scene import HISTORY_STEPS
 from ..worldmodel.world import LearnedWorld, ReplayWorld, World
@@ -105,9 +105,10 @@ def _run(command: str, args: Rollout) -> int:
     out = args.out or dated_folder(command)
     require_free(out)
     policy, world, scenes = load_policy(args.policy), _open_world(args), open_scenes(args.scenes)
-    if args.horizon is not None:
-        _check_horizon(args.horizon, scenes, world, isinstance(policy, ReplayPolicy))
     errors = Console(stderr=True)
+    if args.horizon is not None:
+        bound = ("replay policy", ReplayWorld()) if isinstance(policy, ReplayPolicy) else (f"{args.world} world", world)
+        _check_horizon(args.horizon, scenes, *bound, errors)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -158,18 +159,21 @@ def _open_world(args: Rollout) -> World:
     return LearnedWorld.from_pretrained(args.weights)
 
 
-def _check_horizon(horizon: int, scenes: SceneDataset, world: World, replayed: bool) -> None:
-    """Refuse a horizon beyond the log, where the world or the policy needs the log, before anything is driven."""
+def _check_horizon(horizon: int, scenes: SceneDataset, name: str, world: World, console: Console) -> None:
+    """Refuse a horizon that `world` (of that name) cannot run, before anything is driven."""
     if horizon < 1:
         raise ValueError(f"--horizon {horizon}: wanted at least 1 step of 0.1 s")
-    for scene in scenes:
-        possible = ReplayWorld().horizon(scene) if replayed else world.horizon(scene)
+    for number in track(range(len(scenes)), "checking the horizon", console=console, transient=True):
+        try:
+            possible = world.horizon(scenes.load(number))
+        except DataError:
+            continue  # the rollout counts it among the failed ones
         if possible is None:
             return
         if int(possible[0]) < horizon:
             raise ValueError(
-                f"--horizon {horizon} is longer than the log of {scene.id[0]}, which goes on for {int(possible[0])} steps: "
-                "choose a shorter one, leave it out (each scene as long as its log), or take the learned world and another policy"
+                f"--horizon {horizon}: the {name} can run {scenes.ids[number]} for {int(possible[0])} steps: choose a shorter "
+                "one, leave it out (each scene as long as its log), or take the learned world and a policy that needs no log"
             )
 
 

@@ -384,8 +384,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         if possible is not None and (possible < self.horizon).any():
             row = int((possible < self.horizon).nonzero()[0])
             raise ValueError(
-                f"{scenes.id[row]}: horizon={self.horizon} is longer than its log, which holds {int(possible[row])} steps after "
-                f"the present: use horizon={int(possible[row])}, horizon=None (each scene as long as its log), or another world"
+                f"{scenes.id[row]}: {type(self.world).__name__} can run this scene for {int(possible[row])} steps, found "
+                f"horizon={self.horizon}: use horizon={int(possible[row])}, horizon=None (as long as it can), or another world"
             )
         return torch.full((len(scenes),), self.horizon, dtype=torch.int64)
 

@@ -138,10 +138,24 @@ def test_unknown_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_horizon_longer_than_the_log(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--scenes", f"{place / 'short'}", "--horizon", "21"]
-    assert "longer than the log of hand/short" in refused(capsys, "rollout", "--world", "replay", *short)
+    message = refused(capsys, "rollout", "--world", "replay", *short)
+    assert "--horizon 21: the replay world can run hand/short for 20 steps: choose a shorter one" in message
     learned = ["--world", "learned", "--weights", f"{place / 'model'}"]
-    assert "which goes on for 20 steps" in refused(capsys, "rollout", "--policy", "replay", *learned, *short)
+    message = refused(capsys, "rollout", "--policy", "replay", *learned, *short)
+    assert "--horizon 21: the replay policy can run hand/short for 20 steps" in message
     assert "wanted at least 1 step" in refused(capsys, "rollout", "--world", "replay", "--scenes", short[1], "--horizon", "0")
+
+
+def test_a_damaged_scene_does_not_stop_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(place / "roads", "damaged")
+    index = json.loads(Path("damaged/index.json").read_text())
+    index["scenes"][1]["crc32"] ^= 1
+    Path("damaged/index.json").write_text(json.dumps(index))
+    words = ["--world", "replay", "--scenes", "damaged", "--horizon", "2", "--no-video", "--out", "mine"]
+    assert main(["rollout", *words]) == 1
+    shown = capsys.readouterr().out
+    assert "3 scenarios, 1 failed" in shown
+    assert "failed: hand/1: " in shown
 
 
 def test_wrong_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -350,7 +350,7 @@ def test_bad_resets_are_refused():
         env.reset(options={"scene": 4})
     with pytest.raises(ValueError, match="reset options \\['weather'\\] are unknown"):
         env.reset(options={"weather": "rain"})
-    with pytest.raises(ValueError, match="horizon=81 is longer than its log, which holds 80 steps .* use horizon=80"):
+    with pytest.raises(ValueError, match="hand/0: ReplayWorld can run this scene for 80 steps, found horizon=81: use horizon=80"):
         env.reset(options={"scene": 0})
     with pytest.raises(gymnasium.error.ResetNeeded, match="no episode has begun"):
         env.step(np.zeros(2))
