@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..envs.observation import ObservationSize, visible
 from ..envs.scenarios import SHIPPED_SCENES
-from ..envs.vector import open_world
+from ..envs.vector import TRAIL_STEPS, open_world
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
 from ..worldmodel.data.shards import DataError, SceneDataset
@@ -34,7 +34,6 @@ FILM_PIXELS = 480
 MOST_ROWS, MOST_FAILURES = 40, 10
 """Rows and error messages that the terminal shows; scenarios.csv has them all."""
 
-TRAIL_STEPS = 20
 HELD_FRAMES = 10
 """A film stands still for a second at its end, so that one sees how it ended."""
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..envs.observation import signals_along
 from ..worldmodel.behavior import hashed_uniform
 from ..worldmodel.dynamics import KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, polyline_direction, project_on_polyline, to_local, wrap_angle
-from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, Scene, SignalState
+from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, SignalState
 from ..worldmodel.world import State
 
 PATH_BEHIND = 4.0
@@ -176,14 +177,12 @@ class IdmPolicy:
     def _signals(self, state: State, path: RouteAhead, speed: Tensor) -> tuple[Tensor, Tensor]:
         """Gap (B, S) to the stop points that bind the ego, infinite for the rest, and closing speed (B, S)."""
         scene, row = state.scene, state.scene.ego_row()
-        arc, offset, heading = project_on_polyline(scene.signal_position[..., :2], path.points, path.valid)
-        on_route = (offset.abs() < 2.0) & (wrap_angle(scene.signal_heading - heading).abs() < math.pi / 4)
-        on_route &= _exit_offset(scene, path) < 2.0
+        arc, holds = signals_along(scene, path.points, path.valid)
         room = arc - path.ego_arc[:, None] - 0.5 * scene.size[row, scene.ego, 0][:, None]
         needed = speed[:, None].square() / (2 * room.clamp(min=0.1))
         stop = (state.signal_state == SignalState.STOP) & (needed < self.hardest_braking)
         caution = (state.signal_state == SignalState.CAUTION) & (needed < self.comfortable_braking)
-        binding = state.signal_valid & on_route & (arc > path.ego_arc[:, None]) & (arc < PATH_BEHIND + PATH_AHEAD)
+        binding = state.signal_valid & holds & (arc > path.ego_arc[:, None]) & (arc < PATH_BEHIND + PATH_AHEAD)
         gap = room + self.standstill_gap - 1.0  # the front comes to rest one metre before the line
         return torch.where(binding & (stop | caution), gap, torch.inf), speed[:, None].expand_as(gap)
 
@@ -247,13 +246,3 @@ def _speed_limit(state: State) -> tuple[Tensor, Tensor]:
     along = wrap_angle(polyline_direction(line, scene.polyline_valid) - ego.heading[:, None, None]).abs() < math.pi / 4
     nearest, lane = torch.where(valid & along, distance, torch.inf).amin(dim=2).min(dim=1)
     return scene.speed_limit[scene.ego_row(), lane], nearest < 15.0
-
-
-def _exit_offset(scene: Scene, path: RouteAhead) -> Tensor:
-    """Metres (B, S) between the route and the end of the lane that each signal controls."""
-    lane = scene.signal_lane
-    if lane.shape[1] == 0:
-        return torch.zeros(lane.shape)
-    row = scene.ego_row()[:, None]
-    last = (scene.polyline_valid[row, lane].long().sum(-1) - 1).clamp(min=0)
-    return project_on_polyline(scene.polyline[row, lane, last][..., :2], path.points, path.valid)[1].abs()

@@ -148,20 +148,33 @@ class Surroundings(TensorBatch):
 
 
 def surroundings(scene: Scene) -> Surroundings:
-    """Prepare B scenes.
+    """Prepare B scenes."""
+    return Surroundings(road_pieces(scene), *signals_along(scene, scene.route[..., :2], scene.route_valid))
 
-    A signal is on the route if its stop point lies within 2 m of it in the route's direction (45 degrees) and the lane that it
+
+def signals_along(scene: Scene, path: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the signals of B scenes stand along paths, and which of them hold for who drives there.
+
+    A signal holds if its stop point lies within 2 m of the path in the path's direction (45 degrees) and the lane that it
     controls also ends within 2 m of it: signals for other turns share the stop point.
+
+    Args:
+        scene: B scenes.
+        path: (B, K, 2) points of the route or of a piece of it.
+        valid: (B, K) bool.
+
+    Returns:
+        arc: (B, S) metres along the path.
+        holds: (B, S) bool.
     """
-    route, valid = scene.route[..., :2], scene.route_valid
-    arc, offset, heading = project_on_polyline(scene.signal_position[..., :2], route, valid)
-    on_route = (offset.abs() < 2.0) & (wrap_angle(scene.signal_heading - heading).abs() < 0.25 * math.pi)
+    arc, offset, heading = project_on_polyline(scene.signal_position[..., :2], path, valid)
+    holds = (offset.abs() < 2.0) & (wrap_angle(scene.signal_heading - heading).abs() < 0.25 * math.pi)
     if scene.polyline.shape[1]:
-        last = (scene.polyline_valid.long().sum(dim=-1) - 1).clamp(min=0)
-        end = scene.polyline[..., :2].gather(2, last[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-        exit = end.gather(1, scene.signal_lane[..., None].expand(-1, -1, 2))
-        on_route &= project_on_polyline(exit, route, valid)[1].abs() < 2.0
-    return Surroundings(road_pieces(scene), arc, on_route)
+        row, lane = scene.ego_row()[:, None], scene.signal_lane
+        last = (scene.polyline_valid[row, lane].long().sum(dim=-1) - 1).clamp(min=0)
+        exit = scene.polyline[row, lane, last][..., :2]
+        holds &= project_on_polyline(exit, path, valid)[1].abs() < 2.0
+    return arc, holds
 
 
 def observe(
