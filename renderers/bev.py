@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -161,12 +160,14 @@ class BirdEyeRenderer:
     def show(self, frame: np.ndarray, fps: float = 10.0) -> None:
         """Show a picture in a window, at most `fps` of them a second.
 
-        Without a display SDL's dummy driver takes the window, and a warning says so.
+        Without a display SDL's dummy driver takes the window, and a line on stderr says so once.
         """
         if self._window is None:
             if sys.platform.startswith("linux") and not os.environ.keys() & {"SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"}:
                 os.environ["SDL_VIDEODRIVER"] = "dummy"
-                warnings.warn("no display found, nothing will be seen: use render_mode='rgb_array' for pictures", stacklevel=2)
+                print(
+                    "worldloop: no display found, nothing will be seen: use render_mode='rgb_array' for pictures", file=sys.stderr
+                )
             pygame.display.init()
             pygame.display.set_caption("worldloop")
             self._window = pygame.display.set_mode((frame.shape[1], frame.shape[0]))

@@ -46,7 +46,7 @@ FORMATS = {
 
 
 def write_video(path: str | Path, frames: Iterable[Frame], fps: float = 10.0) -> Path:
-    """Write frames (height, width, 3) uint8 as a video while they come, holding only the one in work and the first, which gives the size.
+    """Write frames (height, width, 3) uint8 as a video while they come; only the first and the one in work are held.
 
     MP4 is H.264 in yuv420p with its index in front, which every browser plays; an odd side grows by one pixel for it. GIF
     repeats for ever.

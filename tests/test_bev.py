@@ -345,15 +345,19 @@ def test_import_opens_no_window_and_prints_nothing():
     assert done.stdout == done.stderr == ""
 
 
-def test_window_without_a_display_goes_to_the_dummy_driver(state: State, monkeypatch):
+def test_window_without_a_display_goes_to_the_dummy_driver(state: State, monkeypatch, capsys):
     for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     renderer = BirdEyeRenderer(160, 120)
     frame = renderer.draw(state)
-    with pytest.warns(UserWarning, match="no display found"):
-        renderer.show(frame, fps=1000)
     renderer.show(frame, fps=1000)
+    assert (
+        capsys.readouterr().err == "worldloop: no display found, nothing will be seen: use render_mode='rgb_array' for pictures\n"
+    )
+    renderer.show(frame, fps=1000)
+    BirdEyeRenderer(160, 120).show(frame, fps=1000)
+    assert capsys.readouterr().err == ""  # it is said once
     renderer.close()
     renderer.close()
     assert (renderer.draw(state) == frame).all()

@@ -47,8 +47,7 @@ def actions(count: int, steps: int, seed: int = 0, bend: float = 0.3) -> np.ndar
 
 @pytest.mark.parametrize("observation", ["state", "image"])
 @pytest.mark.parametrize("action", ["continuous", "discrete"])
-def test_gymnasiums_checker_finds_nothing_to_warn_about(observation, action, monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+def test_gymnasiums_checker_finds_nothing_to_warn_about(observation, action):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gymnasium.make("worldloop/Drive-v0", scenes=straight_road(), world="replay", observation=observation, action=action)
