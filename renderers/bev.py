@@ -166,7 +166,7 @@ class BirdEyeRenderer:
             if sys.platform.startswith("linux") and not os.environ.keys() & {"SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"}:
                 os.environ["SDL_VIDEODRIVER"] = "dummy"
                 print(
-                    "worldloop: no display found, nothing will be seen: use render_mode='rgb_array' for pictures", file=sys.stderr
+                    "worldloop: no display found, nothing will be seen: render_mode='rgb_array' gives pictures", file=sys.stderr
                 )
             pygame.display.init()
             pygame.display.set_caption("worldloop")

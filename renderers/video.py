@@ -14,10 +14,10 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-import imageio.v3 as imageio
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Frame = NDArray[np.uint8]
 
@@ -95,7 +95,7 @@ def write_picture(path: str | Path, frame: Frame) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        imageio.imwrite(partial, frame, plugin="pillow", extension=".png")
+        Image.fromarray(frame).save(partial, format="PNG")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

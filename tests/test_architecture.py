@@ -33,7 +33,7 @@ CLOSURE_FILES, CLOSURE_LINES = 25, 5000
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pygame": "renderers/",
-    "imageio": "renderers/",
+    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),
     "matplotlib": "worldmodel/train_",
 }
 """Modules that only files whose path begins so may import."""
@@ -199,7 +199,7 @@ def test_every_foreign_module_is_declared_and_has_its_home() -> None:
         for _, module, _ in imports(path):
             if not module or module in sys.stdlib_module_names:
                 continue
-            package = {"sumo": "eclipse_sumo", "sumolib": "eclipse_sumo", "traci": "eclipse_sumo", "sumo_data": "eclipse_sumo"}
+            package = {**dict.fromkeys(("sumo", "sumolib", "traci", "sumo_data"), "eclipse_sumo"), "PIL": "pillow"}
             assert package.get(module, module).lower() in declared, f"{path} imports {module}, which pyproject.toml does not name"
             home = ONE_HOME.get(module, "")
             assert path.startswith(home), f"{path} imports {module}, which belongs into {home}*"
