@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ WORLDMODEL_RANK = {
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 MOST_ASSETS = 40 * 2**20
 CLOSURE_FILES, CLOSURE_LINES = 25, 5000
+LONGEST_IMPORT = 3.0
+"""Seconds that `import worldloop.envs` may take."""
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pygame": "renderers/",
@@ -151,6 +154,13 @@ def test_closed_loop_fits_in_a_head() -> None:
     lines = sum(len((ROOT / path).read_text().splitlines()) for path in reached)
     assert len(reached) <= CLOSURE_FILES, f"{len(reached)} files: {sorted(reached)}"
     assert lines <= CLOSURE_LINES, f"{lines} lines in {len(reached)} files"
+
+
+def test_the_environments_are_imported_quickly() -> None:
+    """Processor time, so that what else the machine does does not count."""
+    code = f"import time, worldloop.envs; taken = time.process_time(); assert taken <= {LONGEST_IMPORT}, f'{{taken:.1f}} s'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", sources())
