@@ -232,6 +232,14 @@ def test_pyproject_maps_every_folder() -> None:
     assert mapped == found
 
 
+def test_types_are_shipped() -> None:
+    """A namespace holds no marker of its own (PEP 561): every package in it has one, which counts for what lies below."""
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for folder in FOLDERS:
+        assert (ROOT / folder / "py.typed").is_file()
+        assert "py.typed" in shipped[f"worldloop.{folder}"]
+
+
 def test_assets_are_small() -> None:
     size = sum(path.stat().st_size for path in (ROOT / "assets").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert size <= MOST_ASSETS, f"assets/ holds {size / 2**20:.1f} MiB"
