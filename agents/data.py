@@ -168,8 +168,8 @@ def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str
 def run_info(args: Info) -> None:
     """Print the table, a column a split."""
     out = args.out or dated_folder("data info")
-    with whole_run(out, "data info", asdict(args), seed=0) as run:
-        rows = describe(SceneDataset(args.dst))
+    with whole_run(out, "data info", asdict(args), seed=0) as run, _bar("scenes") as tell:
+        rows = describe(SceneDataset(args.dst), tell)
         write_json(run.folder / "info.json", rows)
         write_csv(run.folder / "info.csv", rows)
         run.finish({"splits": rows})

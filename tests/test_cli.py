@@ -230,7 +230,9 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_data_info_writes_its_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "info", f"{place / 'roads'}", "--out", "told"]) == 0
-    assert "vehicles" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "vehicles" in shown.out
+    assert "3/3" in shown.err  # the progress bar
     rows = json.loads(Path("told/info.json").read_text())
     assert rows[-1]["scenes"] == 3
     assert json.loads(Path("told/run.json").read_text())["results"]["splits"] == rows

@@ -146,15 +146,18 @@ def split(id: str) -> str:
     return "train" if id.startswith(TRAIN_PREFIXES) else "none"
 
 
-def describe(dataset: SceneDataset) -> list[dict[str, int | float | str]]:
+def describe(
+    dataset: SceneDataset, progress: Callable[[int, int, str], None] | None = None
+) -> list[dict[str, int | float | str]]:
     """Return the rows of a table: one for each split that occurs and one for all, with the same columns in the same order.
 
     Columns: split, scenes, hours (of scenes), agents by kind, agent_steps, median and 95th percentile of the speed of moving
-    vehicles (> 0.5 m/s), polylines by kind, lane links, signals.
+    vehicles (> 0.5 m/s), polylines by kind, lane links, signals. `progress` is called with (scenes done, scenes in all, the
+    scene's id).
     """
     rows: dict[str, dict[str, int | float | str]] = {}
     speeds: dict[str, list[torch.Tensor]] = {}
-    for scene in dataset:
+    for done, scene in enumerate(dataset, 1):
         for name in (split(scene.id[0]), "all"):
             row = rows.setdefault(name, _empty_row(name))
             for column, value in _counts(scene).items():
@@ -162,6 +165,8 @@ def describe(dataset: SceneDataset) -> list[dict[str, int | float | str]]:
             vehicle = (scene.kind == AgentKind.VEHICLE)[..., None] & scene.valid
             speed = scene.velocity[vehicle].norm(dim=-1)
             speeds.setdefault(name, []).append(speed[speed > 0.5])
+        if progress is not None:
+            progress(done, len(dataset), scene.id[0])
     for name, row in rows.items():
         every = torch.cat(speeds[name]).sort().values
         for column, share in (("median_speed", 0.5), ("p95_speed", 0.95)):
