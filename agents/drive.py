@@ -69,7 +69,7 @@ class Rollout:
     films: int = 8
     """How many of them."""
     observed: bool = False
-    """Mark in the film, in white, the road users and lines that the policy's observation holds."""
+    """Mark in the film (white frames and dots) the road users and lines that the policy's observation holds."""
     out: Path | None = None
     """Run folder, runs/rollout-DATE if not given."""
 

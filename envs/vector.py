@@ -258,7 +258,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return a picture (800, 800, 3) uint8 of every scene (`rgb_array`), or show the first one in a window (`human`).
 
-        What a `"state"` observation holds is marked in white.
+        What a `"state"` observation holds is marked with white frames and dots.
         """
         if self.render_mode is None:
             gymnasium.logger.warn(

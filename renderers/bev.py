@@ -35,7 +35,7 @@ ROUTE_WIDTH = 1.4
 TRAIL_PIECES = 10
 TRAIL_WIDTH = 1.1
 FRAME = 0.9
-SEEN_ROAD_WIDTH = 0.25
+SEEN_POINT_RADIUS = 0.3
 STOP_BAR = 0.45
 SIGNAL_RADIUS = 0.85
 """Widths in metres of what has no width in the scene; FRAME is how much larger than an agent its frame is."""
@@ -55,6 +55,8 @@ SIGNAL_TURN = {SignalState.STOP: 0.25 * math.pi}
 @dataclass(frozen=True)
 class Observed:
     """What the policy's observation contains, in the ego's frame (x forward, y left), to be marked in white.
+
+    Agents get frames; polylines get dots at their points, which look like no marking of a road.
 
     Drawn from the observation's own numbers, not looked up in the state, so that a picture shows what is wrong with them.
 
@@ -126,7 +128,7 @@ class BirdEyeRenderer:
             row: which scene of the batch.
             trails: (A, n, 2) where the agents were in the last n steps of 0.1 s, oldest first, the present last.
             trails_valid: (A, n) bool, where `trails` holds a position; everywhere if None.
-            observation: what the policy sees, marked in white.
+            observation: what the policy sees, marked with frames and dots.
             caption: lines below the scene's name, time and speed; what follows a tab stands at the right of its line.
 
         Raises:
@@ -298,10 +300,9 @@ class BirdEyeRenderer:
         ego = state.ego()
         origin, heading = ego.position[row, :2].double(), ego.heading[row].double()
         if observed.polylines is not None:
-            lines = to_global(observed.polylines.double(), origin, heading).numpy()
-            for line in map(clean_line, lines):
-                if len(line) > 1:
-                    self._blend(palette.SEEN_ROAD, camera.pixels(ribbon(line, SEEN_ROAD_WIDTH)))
+            points = to_global(observed.polylines.double(), origin, heading).flatten(0, 1).numpy()
+            for point in camera.pixels(points):
+                self._disc(palette.SEEN_ROAD, point, SEEN_POINT_RADIUS * camera.scale)
         if observed.agents is not None:
             x, y, cosine, sine, length, width = observed.agents.double().unbind(dim=-1)
             size = torch.stack((length, width), dim=-1) + FRAME
@@ -319,12 +320,13 @@ class BirdEyeRenderer:
         speed = float(state.ego().velocity[row].norm())
         lines = [state.scene.id[row], f"time\t{time:.1f} s", f"speed\t{speed:.1f} m/s ({3.6 * speed:.0f} km/h)", *caption]
         self._captions.panel(self._canvas, lines)
+        legend = None
         if self.legend:
             others = state.scene.valid[row].any(dim=-1).index_fill(0, state.scene.ego[row], False)
             occurring = set(state.scene.kind[row, others].tolist())  # in the whole log: the legend stays the same in a video
             entries = [(palette.AGENT[kind], kind.name.lower()) for kind in AgentKind if kind in occurring]
-            self._captions.legend(self._canvas, [(palette.EGO, "ego"), *entries])
-        self._captions.scale_bar(self._canvas, self._canvas.get_width() / self.metres_across)
+            legend = self._captions.legend(self._canvas, [(palette.EGO, "ego"), *entries])
+        self._captions.scale_bar(self._canvas, self._canvas.get_width() / self.metres_across, legend)
 
     def _fill(self, colour: Colour, polygon: np.ndarray, edge: Colour | None = None) -> None:
         corners = polygon.round().tolist()

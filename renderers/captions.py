@@ -49,8 +49,8 @@ class Captions:
             canvas.blit(left, (box.left + padding, top), (0, 0, width, left.get_height()))
             canvas.blit(right, (box.right - padding - right.get_width(), top))
 
-    def legend(self, canvas: pygame.Surface, entries: Sequence[tuple[Colour, str]]) -> None:
-        """Explain colours in the lower left corner."""
+    def legend(self, canvas: pygame.Surface, entries: Sequence[tuple[Colour, str]]) -> pygame.Rect:
+        """Explain colours in the lower left corner; return the place that this takes."""
         margin, padding, gap, swatch = (self._times * length for length in (MARGIN, PADDING, GAP, SWATCH))
         names = [self._font.render(name, True, palette.TEXT) for _, name in entries]
         width = sum(swatch + padding + name.get_width() for name in names) + gap * (len(names) - 1)
@@ -62,21 +62,25 @@ class Captions:
             pygame.draw.rect(canvas, colour, (left, box.centery - swatch // 2, swatch, swatch), border_radius=swatch // 4)
             canvas.blit(name, (left + swatch + padding, box.centery - name.get_height() // 2 + self._times))
             left += swatch + padding + name.get_width() + gap
+        return box
 
-    def scale_bar(self, canvas: pygame.Surface, pixels_per_metre: float) -> None:
-        """Draw a bar of a round number of metres into the lower right corner."""
+    def scale_bar(self, canvas: pygame.Surface, pixels_per_metre: float, legend: pygame.Rect | None = None) -> pygame.Rect:
+        """Draw a bar of a round number of metres into the lower right corner, above the legend where that reaches so far."""
         times, most = self._times, 0.2 * canvas.get_width() / pixels_per_metre
         metres = max((m for m in (1, 2, 5, 10, 20, 50, 100, 200, 500) if m <= most), default=1)
         length = round(metres * pixels_per_metre)
         name = self._font.render(f"{metres} m", True, palette.TEXT)
         box = pygame.Rect(0, 0, max(length, name.get_width()) + 2 * PADDING * times, 36 * times)
         box.bottomright = (canvas.get_width() - MARGIN * times, canvas.get_height() - MARGIN * times)
+        if legend is not None and box.colliderect(legend):
+            box.bottom = legend.top - PADDING * times
         self._background(canvas, box)
         canvas.blit(name, (box.centerx - name.get_width() // 2, box.top + 6 * times))
         bar = pygame.Rect(box.centerx - length // 2, box.bottom - 10 * times, length, 2 * times)
         pygame.draw.rect(canvas, palette.TEXT, bar)
         for left in (bar.left, bar.right - bar.height):
             pygame.draw.rect(canvas, palette.TEXT, (left, bar.top - bar.height, bar.height, 3 * bar.height))
+        return box
 
     def _background(self, canvas: pygame.Surface, box: pygame.Rect) -> pygame.Rect:
         backing = pygame.Surface(box.size, pygame.SRCALPHA)

@@ -67,7 +67,8 @@ GOAL: Colour = (0, 200, 146)
 SEEN: Colour = WHITE
 """Outline of what the policy's observation contains."""
 
-SEEN_ROAD: tuple[int, int, int, int] = (*WHITE, 120)
+SEEN_ROAD: Colour = (168, 172, 176)
+"""Its points of the road."""
 
 TEXT: Colour = (236, 238, 240)
 TEXT_DIM: Colour = (160, 166, 172)

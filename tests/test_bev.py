@@ -6,10 +6,12 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pygame
 import pytest
 import torch
 from worldloop.renderers import palette
 from worldloop.renderers.bev import BirdEyeRenderer, Observed
+from worldloop.renderers.captions import Captions
 from worldloop.renderers.roads import crosswalk_stripes, map_shapes, stop_lines
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.scene import AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, make_scene
@@ -257,6 +259,28 @@ def test_what_the_policy_sees_is_marked_where_it_is(state: State):
         assert changed[155:165, 380:420].any()  # the ring of 30 m
         assert not changed[365:435, 365:435].any()
         assert (renderer.draw(now, observation=Observed()) == renderer.draw(now)).all()
+
+
+def test_what_is_seen_of_the_road_looks_like_no_marking(state: State):
+    """Dots at the points of the observation, with the road between them as it was."""
+    line = torch.stack((torch.arange(13.0, 26.0, 2.0), torch.full((7,), -0.9)), dim=-1)
+    renderer = BirdEyeRenderer(up="heading", legend=False)
+    changed = (renderer.draw(state) != renderer.draw(state, observation=Observed(polylines=line[None]))).any(axis=-1)
+    along = changed[400 - 8 * 26 : 400 - 8 * 12, 402:412].any(axis=1)  # 8 pixels a metre
+    assert along[8::16].all()
+    assert not along[::16].any()
+
+
+@pytest.mark.parametrize("width", [480, 800])
+def test_the_scale_bar_gives_way_to_the_legend(width):
+    captions, canvas = Captions(2), pygame.Surface((2 * width, 2 * width))
+    names = ["ego", *(kind.name.lower() for kind in AgentKind)]
+    legend = captions.legend(canvas, [(palette.EGO, name) for name in names])
+    bar = captions.scale_bar(canvas, 2 * width / 100, legend)
+    assert not bar.colliderect(legend)
+    assert canvas.get_rect().contains(bar)
+    assert canvas.get_rect().contains(legend)
+    assert (bar.bottom == legend.bottom) == (width == 800)
 
 
 def test_signals_for_several_ways_out_of_a_lane_stand_side_by_side(state: State):
