@@ -28,7 +28,12 @@ __all__ = [
     "split",
 ]
 
-READERS: dict[str, str] = {"commonroad": ".commonroad", "pandaset": ".pandaset"}
+READERS: dict[str, str] = {
+    "commonroad": ".commonroad",
+    "gpudrive": ".gpudrive",
+    "pandaset": ".pandaset",
+    "waymo": ".waymo",
+}
 """Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`, which yields scenes."""
 
 VALIDATION_PREFIXES = ("commonroad/USA_Peach",)
