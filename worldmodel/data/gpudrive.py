@@ -2,9 +2,9 @@
 
 What the conversion kept is put back into a `Scenario` message and read by `waymo.py`. The files carry no lane graph: a lane is
 followed by those that start where it ends. Where points coincide within 0.1 m that is exactly what Waymo's own files say, for all
-326 links of two scenarios. Neighbours and speed limits are lost. Files of the first years (and of Nocturne, from
-which the form comes) write headings in degrees, have no heights and no ids and do not say which vehicle recorded them; then the
-ego is chosen by the rule for CommonRoad (`commonroad.choose_ego`).
+326 links of two scenarios. Neighbours and speed limits are lost. Files of the first years (and of Nocturne, from which the form
+comes) write headings in degrees, have no heights and no ids, and do not say which vehicle recorded them: it is the last object, as
+in Waymo's own files (in all samples it has the size of Waymo's car and is seen at every step).
 
 Kazemkhani et al., GPUDrive: Data-driven, multi-agent driving simulation at 1 million FPS, ICLR 2025.
 """
@@ -19,12 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..geometry import SmoothTrack
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene
-from .commonroad import choose_ego
 from .pandaset import HEIGHTS
 from .shards import DataError, Skipped
 from .waymo import KINDS, read_scenario
@@ -66,10 +63,7 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
         raise DataError(f"{file}: is no whole JSON file, plain or gzipped ({error}): fetch the file again") from error
     try:
         scenario = _scenario(record)
-        if scenario.sdc_track_index >= 0:
-            yield read_scenario(scenario, f"gpudrive/{file.name.removesuffix('.gz').removesuffix('.json')}", str(file))
-        else:
-            yield Skipped(str(file), f"no vehicle that is valid at the present (step {HISTORY_STEPS}), so none can be the ego")
+        yield read_scenario(scenario, f"gpudrive/{file.name.removesuffix('.gz').removesuffix('.json')}", str(file))
     except DataError:
         raise
     except ValueError as error:
@@ -79,12 +73,12 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
 
 
 def _scenario(record: dict[str, Any]) -> Any:
-    """Return the `Scenario` that a file was made from, as far as it says; its ego's index is -1 if there can be none."""
+    """Return the `Scenario` that a file was made from, as far as it says."""
     objects, roads = record["objects"], record["roads"]
     steps = max((len(entry["position"]) for entry in objects), default=0)
     scenario = Scenario(scenario_id=str(record.get("scenario_id", "")), current_time_index=HISTORY_STEPS)
     scenario.timestamps_seconds.extend(TIME_STEP * step for step in range(steps))
-    headings = [abs(h) for entry in objects for h, seen in zip(entry["heading"], entry["valid"], strict=True) if seen]
+    headings = [abs(h) for entry in objects for h, seen in zip(entry["heading"], entry["valid"], strict=False) if seen]
     unit = math.pi / 180 if max(headings, default=0.0) > 2 * math.pi else 1.0
     for number, entry in enumerate(objects):
         _add_track(scenario, number, entry, unit)
@@ -99,8 +93,7 @@ def _scenario(record: dict[str, Any]) -> Any:
                 raise ValueError(f"signal of lane {lane}: found state {word!r} at step {step} of {steps}")
             stop_point = dict(zip("xyz", point, strict=True))
             scenario.dynamic_map_states[step].lane_states.add(lane=int(lane), state=STATES[word], stop_point=stop_point)
-    recorded = (record.get("metadata") or {}).get("sdc_track_index")
-    scenario.sdc_track_index = _choose_ego(scenario) if recorded is None else recorded
+    scenario.sdc_track_index = (record.get("metadata") or {}).get("sdc_track_index", len(objects) - 1)
     return scenario
 
 
@@ -108,11 +101,15 @@ def _add_track(scenario: Any, number: int, entry: dict[str, Any], unit: float) -
     """Add an object as a track; `unit` is radians for one of its headings."""
     if entry["type"] not in OBJECT_TYPES:
         raise ValueError(f"object {number}: found type {entry['type']!r}, known are {', '.join(OBJECT_TYPES)}")
+    series = [entry[name] for name in ("position", "heading", "velocity", "valid")]
+    if {len(values) for values in series} != {len(scenario.timestamps_seconds)}:
+        raise ValueError(
+            f"object {number}: found {', '.join(str(len(values)) for values in series)} positions, headings, velocities and valids, "
+            f"wanted {len(scenario.timestamps_seconds)} of each"
+        )
     track = scenario.tracks.add(id=entry.get("id", number), object_type=OBJECT_TYPES[entry["type"]])
     height = entry.get("height", HEIGHTS[KINDS.get(track.object_type, AgentKind.OBJECT)])
-    for place, heading, velocity, seen in zip(
-        *(entry[name] for name in ("position", "heading", "velocity", "valid")), strict=True
-    ):
+    for place, heading, velocity, seen in zip(*series, strict=True):
         if not seen:
             track.states.add(valid=False)
             continue
@@ -159,15 +156,3 @@ def _join_lanes(scenario: Any) -> None:
             if before != after:
                 lanes[before].lane.exit_lanes.append(lanes[after].id)
                 lanes[after].lane.entry_lanes.append(lanes[before].id)
-
-
-def _choose_ego(scenario: Any) -> int:
-    """Return the index of the vehicle that is taken as the ego, -1 if there is none; see `choose_ego`."""
-    states = [[(s.velocity_x, s.velocity_y, s.valid) for s in track.states] for track in scenario.tracks]
-    values = torch.from_numpy(np.array(states, dtype=np.float32).reshape(len(states), -1, 3))
-    if values.shape[1] <= HISTORY_STEPS:
-        return 0 if len(values) else -1
-    velocity, valid = values[..., :2], values[..., 2] > 0
-    vehicle = torch.tensor([KINDS.get(track.object_type) == AgentKind.VEHICLE for track in scenario.tracks])
-    ego = choose_ego(SmoothTrack(velocity, velocity[..., 0], velocity, valid), vehicle)
-    return -1 if ego is None else ego

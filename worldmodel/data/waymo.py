@@ -97,7 +97,7 @@ def read_scenario(scenario: Any, id: str, where: str) -> Scene | Skipped:
             **_signals(scenario.dynamic_map_states, graph, origin, steps),
         )
     except ValueError as error:
-        raise DataError(f"{where}: scenario {scenario.scenario_id!r} cannot be used ({error}): leave the file out") from error
+        raise DataError(f"{where}: {id} cannot be used ({error}): leave the file out") from error
 
 
 def _check(scenario: Any) -> None:
