@@ -37,7 +37,7 @@ def test_every_reader_finds_its_files_and_names_what_is_missing(tmp_path: Path):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path):
-    with pytest.raises(DataError, match="unknown format 'dxf': known are commonroad, pandaset"):
+    with pytest.raises(DataError, match="unknown format 'dxf': known are commonroad, gpudrive, pandaset, waymo"):
         list(read("dxf", tmp_path))
 
 
@@ -88,7 +88,8 @@ def test_the_destination_is_checked_before_anything_is_read(tmp_path: Path):
         ("commonroad/USA_Peach-2_1_T-1", "validation"),
         ("commonroad/DEU_Flensburg-1_1_T-1", "none"),
         ("sumo/acosta/3", "train"),
-        ("waymo/1", "none"),
+        ("waymo/637f20cafde22ff8", "none"),
+        ("gpudrive/tfrecord-00000-of-00150_1", "none"),
     ],
 )
 def test_the_fixed_splits(id: str, expected: str):

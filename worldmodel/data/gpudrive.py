@@ -3,8 +3,8 @@
 What the conversion kept is put back into a `Scenario` message and read by `waymo.py`. The files carry no lane graph: a lane is
 followed by those that start where it ends. Where points coincide within 0.1 m that is exactly what Waymo's own files say, for all
 326 links of two scenarios. Neighbours and speed limits are lost. Files of the first years (and of Nocturne, from which the form
-comes) write headings in degrees, have no heights and no ids, and do not say which vehicle recorded them: it is the last object, as
-in Waymo's own files (in all samples it has the size of Waymo's car and is seen at every step).
+comes) write headings in degrees, have no heights and no ids, and do not say which vehicle recorded them: it is the last object,
+as in Waymo's own files (in all samples it has the size of Waymo's car and is seen at every step).
 
 Kazemkhani et al., GPUDrive: Data-driven, multi-agent driving simulation at 1 million FPS, ICLR 2025.
 """
@@ -88,7 +88,8 @@ def _scenario(record: dict[str, Any]) -> Any:
     for _ in range(steps):
         scenario.dynamic_map_states.add()
     for lane, light in record["tl_states"].items():
-        for step, word, *point in zip(*(light[name] for name in ("time_index", "state", "x", "y", "z")), strict=True):
+        heights = light.get("z", [0.0] * len(light["x"]))
+        for step, word, *point in zip(light["time_index"], light["state"], light["x"], light["y"], heights, strict=True):
             if word not in STATES or not 0 <= step < steps:
                 raise ValueError(f"signal of lane {lane}: found state {word!r} at step {step} of {steps}")
             stop_point = dict(zip("xyz", point, strict=True))
@@ -103,10 +104,9 @@ def _add_track(scenario: Any, number: int, entry: dict[str, Any], unit: float) -
         raise ValueError(f"object {number}: found type {entry['type']!r}, known are {', '.join(OBJECT_TYPES)}")
     series = [entry[name] for name in ("position", "heading", "velocity", "valid")]
     if {len(values) for values in series} != {len(scenario.timestamps_seconds)}:
-        raise ValueError(
-            f"object {number}: found {', '.join(str(len(values)) for values in series)} positions, headings, velocities and valids, "
-            f"wanted {len(scenario.timestamps_seconds)} of each"
-        )
+        found = ", ".join(str(len(values)) for values in series)
+        wanted = len(scenario.timestamps_seconds)
+        raise ValueError(f"object {number}: found {found} positions, headings, velocities and valids, wanted {wanted} of each")
     track = scenario.tracks.add(id=entry.get("id", number), object_type=OBJECT_TYPES[entry["type"]])
     height = entry.get("height", HEIGHTS[KINDS.get(track.object_type, AgentKind.OBJECT)])
     for place, heading, velocity, seen in zip(*series, strict=True):
@@ -152,7 +152,8 @@ def _join_lanes(scenario: Any) -> None:
         for place in (-1, 0)
     ]
     if lanes:
-        for before, after in (torch.cdist(*ends) < JOIN).nonzero().tolist():
+        apart = torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist")  # the other way rounds far from the origin
+        for before, after in (apart < JOIN).nonzero().tolist():
             if before != after:
                 lanes[before].lane.exit_lanes.append(lanes[after].id)
                 lanes[after].lane.entry_lanes.append(lanes[before].id)

@@ -247,7 +247,7 @@ class LaneGraph:
 def mark_crossings(lanes: Iterable[Lane]) -> None:
     """Make lanes that overlap others crosswise on the same level junction lanes, for maps that name no intersections."""
     lanes = [lane for lane in lanes if lane.kind in (PolylineKind.LANE, PolylineKind.JUNCTION_LANE)]
-    outlines = np.array([lane.outline for lane in lanes])
+    outlines = np.array([lane.outline for lane in lanes], dtype=object)
     lines = [resample_polyline(lane.centre, SPACING) for lane in lanes]
     courses = [polyline_direction(line[:, :2], torch.ones(len(line), dtype=torch.bool)) for line in lines]
     pairs = shapely.STRtree(outlines).query(outlines, predicate="intersects").T
