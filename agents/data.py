@@ -45,7 +45,8 @@ class Import:
     """
 
     format: Positional[str]
-    """What the recordings are: pandaset (reconstructed NNN.json.gz) or commonroad (2018b/2020a XML, also gzipped)."""
+    """What the recordings are: pandaset (reconstructed NNN.json.gz), commonroad (2018b/2020a XML, also gzipped), waymo (Open
+    Motion: TFRecords of Scenario), or gpudrive (its JSON, also gzipped)."""
     src: Positional[Path]
     """Folder of recordings, or one file."""
     dst: Positional[Path]

@@ -35,6 +35,7 @@ ONE_HOME = {
     "pygame": "renderers/",
     "imageio": "renderers/",
     "matplotlib": "worldmodel/train_",
+    **dict.fromkeys(("google", "google_crc32c"), "worldmodel/data/waymo_records"),
 }
 """Modules that only files whose path begins so may import."""
 
@@ -199,7 +200,7 @@ def test_every_foreign_module_is_declared_and_has_its_home() -> None:
         for _, module, _ in imports(path):
             if not module or module in sys.stdlib_module_names:
                 continue
-            package = {"sumo": "eclipse_sumo", "sumolib": "eclipse_sumo", "traci": "eclipse_sumo", "sumo_data": "eclipse_sumo"}
+            package = {**dict.fromkeys(("sumo", "sumolib", "traci", "sumo_data"), "eclipse_sumo"), "google": "protobuf"}
             assert package.get(module, module).lower() in declared, f"{path} imports {module}, which pyproject.toml does not name"
             home = ONE_HOME.get(module, "")
             assert path.startswith(home), f"{path} imports {module}, which belongs into {home}*"

@@ -169,10 +169,11 @@ def changed(**changes: Any) -> bytes:
     """The scene's JSON with entries replaced, which are named as in `objects__0__type`."""
     record = converted(signalled())
     for path, value in changes.items():
-        *way, last = [int(part) if part.isdigit() else part for part in path.split("__")]
+        *way, last = path.split("__")
         inner: Any = record
         for part in way:
-            inner = inner[part]
+            inner = inner[int(part) if isinstance(inner, list) else part]
+        last = int(last) if isinstance(inner, list) else last
         if value is None:
             del inner[last]
         else:
@@ -197,7 +198,7 @@ def changed(**changes: Any) -> bytes:
         (changed(objects__1__heading=[0.0]), "object 1: found 21, 1, 21, 21 positions, headings, velocities and valids"),
         (changed(objects__1__type="ufo"), "object 1: found type 'ufo'"),
         (changed(objects__1__type="unset"), "track 1: found object type 0"),
-        (changed(objects=[]), "it has no ego"),
+        (changed(objects=[], tl_states={}), "it has no ego"),
         (changed(metadata__sdc_track_index=7), "ego's index 7 and 4 tracks"),
         (changed(roads__0__type="canal"), "road 0: found type 'canal'"),
         (changed(roads__0__map_element_id=12), "lane 1: found type 12"),
@@ -227,7 +228,9 @@ def test_real_scenes():
         assert scene.size[0, ego, :2].tolist() == pytest.approx([5.286, 2.332], abs=1e-3)  # Waymo's car
         driven, route = scene.position[0, ego, :, :2], scene.route[0, :, :2]
         _, offset, _ = project_on_polyline(driven, route, torch.ones(len(route), dtype=torch.bool))
-        assert offset.abs().max() < 1.5
+        assert (
+            offset.abs().max() < 2.25
+        )  # half a lane and 0.5 m, as far as a parked car may stand from the lane that it is matched to
         moving = (scene.kind[0] == AgentKind.VEHICLE)[:, None] & scene.valid[0] & (scene.velocity[0].norm(dim=-1) > 2)
         edge = scene.polyline_kind[0] == PolylineKind.ROAD_EDGE
         centre = scene.position[0][moving][::7, :2]

@@ -141,7 +141,8 @@ def split(id: str) -> str:
     """Return "train", "validation" or, for a scene that no fixed split names, "none".
 
     PandaSet below 042, NGSIM US-101 and Lankershim and all generated scenes train; PandaSet from 042 on and NGSIM Peachtree
-    validate: whole places are held out, since scenarios of one place share their starts.
+    validate: whole places are held out, since scenarios of one place share their starts. Waymo's scenes, GPUDrive's form of them
+    included, are in no split: they serve reading and zero-shot scoring alone.
     """
     if id.startswith("pandaset/"):
         number = id.removeprefix("pandaset/")

@@ -152,7 +152,9 @@ def _join_lanes(scenario: Any) -> None:
         for place in (-1, 0)
     ]
     if lanes:
-        apart = torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist")  # the other way rounds far from the origin
+        apart = torch.cdist(
+            ends[0], ends[1], compute_mode="donot_use_mm_for_euclid_dist"
+        )  # the other way rounds far from the origin
         for before, after in (apart < JOIN).nonzero().tolist():
             if before != after:
                 lanes[before].lane.exit_lanes.append(lanes[after].id)

@@ -90,6 +90,7 @@ def read_scenario(scenario: Any, id: str, where: str) -> Scene | Skipped:
         ground = tracks["position"][ego] - torch.tensor([0.0, 0.0, 0.5]) * tracks["size"][ego, 2]
         return make_scene(
             id,
+            recipe="",
             ego=torch.tensor(ego),
             route=graph.route(ground[seen], tracks["heading"][ego][seen]),
             **tracks,
@@ -247,7 +248,7 @@ def _offsets(centre: Tensor, boundary: Any, borders: dict[str, Tensor]) -> list[
     points = centre[max(boundary.lane_start_index, 0) : boundary.lane_end_index + 1, :2]
     if line is None or not len(points):
         return []
-    return [shapely.distance(shapely.points(points.numpy()), shapely.LineString(line[:, :2].numpy()))]
+    return [np.asarray(shapely.distance(shapely.points(points.numpy()), shapely.LineString(line[:, :2].numpy())))]
 
 
 def _signals(states: Iterable[Any], graph: LaneGraph, origin: np.ndarray, steps: int) -> dict[str, Tensor]:
