@@ -176,15 +176,25 @@ def _markings(lanelets: dict[str, Lanelet]) -> list[Tensor]:
 def road_edges(lanelets: dict[str, Lanelet]) -> list[Tensor]:
     """Return the edges (N, 3) of the union of all lanelets that vehicles use, with the road on their left."""
     used = [x for x in lanelets.values() if x.kind not in (PolylineKind.WALKWAY, PolylineKind.CROSSWALK)]
-    swollen = shapely.union_all(shapely.buffer([x.outline for x in used], GAP, join_style="mitre", mitre_limit=2.0))
-    surface = shapely.buffer(swollen, -GAP, join_style="mitre", mitre_limit=2.0)
     caps = []
     for lanelet in used:
         for place, names in ((0, lanelet.predecessors), (-1, lanelet.successors)):
             if not any(name in lanelets for name in names):
                 caps.append(torch.stack((lanelet.left[place], lanelet.right[place]))[:, :2].numpy())
-    ends = shapely.multilinestrings(caps) if caps else shapely.MultiLineString()
-    points = torch.cat([torch.cat((x.left, x.right)) for x in used])
+    return border(np.array([lanelet.outline for lanelet in used]), caps, torch.cat([torch.cat((x.left, x.right)) for x in used]))
+
+
+def border(areas: np.ndarray, caps: list[np.ndarray], points: Tensor) -> list[Tensor]:
+    """Return the edges (N, 3) of the union of `areas` (shapely polygons), with the union on their left.
+
+    Args:
+        areas: polygons; gaps of up to 0.6 m between them are closed.
+        caps: lines (2, 2) at which the map ends and the road goes on: no edge runs along them.
+        points: (M, 3), of which the nearest gives the height of an edge's vertex.
+    """
+    swollen = shapely.union_all(shapely.buffer(areas, GAP, join_style="mitre", mitre_limit=2.0))
+    surface = shapely.buffer(swollen, -GAP, join_style="mitre", mitre_limit=2.0)
+    ends = shapely.MultiLineString(caps)
     lines = []
     for polygon in shapely.get_parts(surface):
         polygon = shapely.geometry.polygon.orient(polygon, 1.0)
