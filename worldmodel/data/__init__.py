@@ -29,9 +29,11 @@ __all__ = [
 ]
 
 READERS: dict[str, str] = {
+    "argoverse2": ".argoverse2",
     "commonroad": ".commonroad",
     "gpudrive": ".gpudrive",
     "pandaset": ".pandaset",
+    "scenarionet": ".scenarionet",
     "waymo": ".waymo",
 }
 """Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`, which yields scenes."""
