@@ -143,7 +143,7 @@ def _scene(root: Element, file: Path) -> Scene | Skipped:
         size=size,
         kind=kind,
         ego=torch.tensor(ego),
-        route=roads.route(smooth.position[ego][seen], smooth.heading[ego][seen]),
+        route=roads.route(torch.nn.functional.pad(smooth.position[ego][seen], (0, 1)), smooth.heading[ego][seen]),
         **roads.tensors(),
         **_signals(root, roads, round(start / step_size), steps, step_size),
     )
