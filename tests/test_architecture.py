@@ -17,8 +17,8 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 """From left to right: a folder imports only from those before it."""
 
 WORLDMODEL_RANK = {
-    **dict.fromkeys(("run", "geometry"), 0),
-    **dict.fromkeys(("scene", "networks"), 1),
+    **dict.fromkeys(("files", "geometry"), 0),
+    **dict.fromkeys(("run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process"), 2),
     **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),
     "world": 4,
