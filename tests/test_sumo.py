@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from worldloop.worldmodel import sumo_world
+from worldloop.worldmodel.data import compressed
 from worldloop.worldmodel.geometry import box_corners, boxes_overlap, project_on_polyline, signed_distance_to_edges, wrap_angle
 from worldloop.worldmodel.networks import Network, make_network
 from worldloop.worldmodel.scene import HISTORY_STEPS, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, stack
@@ -144,6 +147,20 @@ def test_map_is_open_where_the_network_ends(tmp_path: Path) -> None:
     for end in ends:
         middle = torch.from_numpy(end[:2])
         assert (edge - middle).norm(dim=-1).min() > 1.0
+
+
+def test_a_gzipped_network_is_read_but_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = template_inputs("t_priority", 0, tmp_path).network
+    packed = tmp_path / "packed.net.xml.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert (read_road_map(packed).point == read_road_map(plain).point).all()
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:1000])
+    with pytest.raises(ValueError, match="no whole gzip file"):
+        read_road_map(packed)
+    monkeypatch.setattr(compressed, "MOST_BYTES", 1000)
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(ValueError, match=f"{packed}: unpacks to more than"):
+        read_road_map(packed)
 
 
 def write_config(folder: Path) -> Path:
