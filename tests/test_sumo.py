@@ -293,6 +293,71 @@ def test_who_follows_a_braking_ego_brakes() -> None:
     assert speeds["brakes"] < speeds["keeps its speed"] - 3
 
 
+def test_an_interrupted_step_is_as_if_it_had_not_been_asked_for(
+    scenes: dict[str, list[Scene]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scenes["t_priority"][0]
+
+    def interrupt(worker: object) -> None:
+        raise KeyboardInterrupt
+
+    with SumoWorld() as world:
+        start = world.reset(scene, keys(scene))
+        following = world.step(start, logged(scene, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(sumo_world._Worker, "receive", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                world.step(following, logged(scene, 2))
+        for _ in range(2):  # the second reset goes to the worker that had been interrupted, if it still lives
+            assert equal(world.reset(scene, keys(scene)), start)
+            assert equal(world.step(start, logged(scene, 1)), following)
+
+
+def test_a_worker_that_dies_is_an_error_of_the_system_and_is_replaced(scenes: dict[str, list[Scene]]) -> None:
+    first, second, third = (scenes[template][0] for template in ("t_priority", "roundabout", "merge"))
+    with SumoWorld() as world:
+        state = world.reset(first, keys(first))
+        world.reset(second, keys(second))
+        world._workers[0].process.kill()
+        with pytest.raises(ChildProcessError, match="a SUMO worker process ended with code -9"):
+            world.reset(third, keys(third))
+        assert equal(world.reset(first, keys(first)), state)
+
+
+def test_a_scene_that_cannot_be_opened_says_why_each_time_and_harms_no_other(scenes: dict[str, list[Scene]]) -> None:
+    first, second, third = (scenes[template][0] for template in ("t_priority", "roundabout", "merge"))
+    source = {"config": "/nowhere/gone.sumocfg", "seed": 0}
+    bad = replace(first, recipe=(json.dumps({**json.loads(first.recipe[0]), "source": source}),))
+    with SumoWorld() as world:
+        state = world.reset(first, keys(first))
+        world.reset(second, keys(second))
+        processes = [worker.process.pid for worker in world._workers]
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError, match=r"gone\.sumocfg"):
+                world.reset(bad, keys(bad))
+        assert equal(world.reset(first, keys(first)), state)
+        world.reset(third, keys(third))
+        assert [worker.process.pid for worker in world._workers] == processes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("[]", "no JSON object"),
+        ("{", "no JSON object"),
+        ("[" * 100_000, "no JSON object"),
+        ("{}", "version None, wanted 1"),
+        ('{"version": 1}', "agents, begin, ego, offset, signals, source"),
+        ('{"version": 1, "source": [], "begin": 1, "ego": "", "offset": [], "agents": [], "signals": []}', "source"),
+        ('{"version": 1, "source": {}, "begin": 1, "ego": "", "offset": [], "agents": [], "signals": []}', "source"),
+    ],
+)
+def test_a_broken_recipe_is_one_clear_error(scenes: dict[str, list[Scene]], recipe: str, message: str) -> None:
+    scene = replace(scenes["t_priority"][0], recipe=(recipe,))
+    with SumoWorld() as world, pytest.raises(ValueError, match=f"{scene.id[0]}: .*{message}.*generate it again"):
+        world.reset(scene, keys(scene))
+
+
 def test_world_says_what_it_cannot_do(scenes: dict[str, list[Scene]]) -> None:
     scene = scenes["t_priority"][0]
     with SumoWorld(steps=1) as world:
