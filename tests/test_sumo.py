@@ -187,6 +187,23 @@ def test_users_network_and_demand(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before  # its outputs are not written
 
 
+def test_a_users_configuration_makes_nothing_random_and_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path)
+    flat = (
+        '<random value="true"/><seed value="7"/><save-state.times value="10"/><log value="said.log"/><message-log value="m.log"/>'
+        '<error-log value="e.log"/><save-configuration value="mine.sumocfg"/><netstate-dump value="dump.xml"/>'
+        '<tripinfo value="trips.xml"/><device.ssm.probability value="1"/></configuration>'
+    )
+    config.write_text(config.read_text().replace("</configuration>", flat))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    first, again = (next(generate(config, 1, 1, windows=1)) for _ in range(2))
+    assert first.recipe == again.recipe
+    assert torch.equal(first.position, again.position)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(not BOLOGNA.is_file(), reason="needs ../shared/data/sumo_bologna")
 def test_a_real_city(tmp_path: Path) -> None:
     scene = next(generate(BOLOGNA, 0, 1, windows=1, egos=1))
