@@ -111,6 +111,13 @@ def test_route_leads_the_ego_along_lanes(scenes: dict[str, list[Scene]], templat
         assert turned.median() < 0.1
 
 
+def test_points_of_a_route_lie_2_m_apart_however_long_it_is(scenes: dict[str, list[Scene]]) -> None:
+    routes = [scene.route[0, scene.route_valid[0], :2] for scene in scenes["merge"]]
+    assert max(len(route) for route in routes) > 128
+    for route in routes:
+        assert (route[1:] - route[:-1]).norm(dim=-1).max() < 2.001
+
+
 def test_signals_stand_at_the_end_of_their_lane(scenes: dict[str, list[Scene]]) -> None:
     found = set()
     for scene in scenes["crossing"] + scenes["arterial"]:
@@ -218,6 +225,8 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         generate(tmp_path / "none.sumocfg", 0, 1)
     with pytest.raises(ValueError, match="steps: found 5, wanted at least 11"):
         generate("crossing", 0, 1, steps=5)
+    with pytest.raises(ValueError, match="seed: found -1, wanted at least 0"):
+        generate("crossing", -1, 1)
     broken = Network("<nodes/>", '<edges><edge id="e" from="a" to="b"/></edges>', "<connections/>", "<routes/>")
     with pytest.raises(ValueError, match="netconvert could not build"):
         build_network(broken, tmp_path)
