@@ -387,6 +387,8 @@ BOMB = b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><commonRoad>&c;
         (GOOD.replace(b"<x>-50.0</x>", b"<x>inf</x>"), "cannot be used .*obstacle 100: position: found NaN or infinity"),
         (GOOD.replace(b"<x>-60.0</x>", b"<x>nan</x>", 1), "lanelet 1: .*found NaN or infinity"),
         (GOOD.replace(b"<x>-60.0</x>", b"<x>inf</x>", 1), "lanelet 1: .*found NaN or infinity"),
+        (GOOD.replace(b"<x>-50.0</x>", b"<x>1e9</x>"), "obstacle 100: position: .*above 1e6"),
+        (GOOD.replace(b"<x>-60.0</x>", b"<x>1e20</x>", 1).replace(b"<x>60.0</x>", b"<x>1e19</x>"), "lanelet 1: .*above 1e6"),
         (GOOD.replace(b"<time><exact>7<", b"<time><exact>3<", 1), "obstacle 100: .*times .* do not rise"),
         (GOOD.replace(b"<time><exact>7<", b"<time><exact>nan<", 1), "obstacle 100: .*times .* do not rise"),
         (GOOD.replace(b"<time><exact>39<", b"<time><exact>1e12<", 1), "spans 1000000000001 steps"),

@@ -158,6 +158,7 @@ def changed(*keys: str | int, value: Any) -> dict[str, Any]:
         (changed("ego", "xyz", 3, value=[0.0, 0.0]), r"ego\.xyz: .*wanted numbers of shape \(30, 3\)"),
         (changed("ego", "t", 0, value=math.nan), r"ego\.t: found NaN or infinity"),
         (changed("ego", "yaw", 4, value=math.inf), r"ego\.yaw: found NaN or infinity"),
+        (changed("ego", "xyz", 29, value=[1e9, 0.0, 0.0]), r"ego\.xyz: .*above 1e6"),
         (changed("agents", 1, "xyz", value=[[0.0, 0.0]] * 20), r"agents\[1\]\.xyz: found shape \(20, 2\), wanted \(20, 3\)"),
         (changed("agents", 1, "yaw", value=[0.0] * 3), r"agents\[1\]\.yaw: found shape \(3,\), wanted \(20,\)"),
         (changed("agents", 1, "yaw", value={}), r"agents\[1\]\.yaw: "),

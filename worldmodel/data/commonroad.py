@@ -26,7 +26,7 @@ from torch import Tensor
 from ..geometry import SmoothTrack, smooth_track
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, SignalState, make_scene
 from .compressed import read_content
-from .lanelets import RoadMap, find_origin, place, point_list, read_map
+from .lanelets import FARTHEST, RoadMap, find_origin, place, point_list, read_map
 from .shards import DataError, Skipped
 
 PATTERNS = ("*.xml", "*.xml.gz")
@@ -238,8 +238,8 @@ def _track(element: Element, step_size: float, origin: tuple[float, float]) -> T
     if not (time.isfinite().all() and (time.diff() > 0).all()):
         raise ValueError(f"obstacle {element.get('id')}: the times of its states do not rise")
     for field, value in (("position", position), ("orientation", heading)):
-        if not value.isfinite().all():
-            raise ValueError(f"obstacle {element.get('id')}: {field}: found NaN or infinity, wanted finite numbers")
+        if not (value.abs() <= FARTHEST).all():
+            raise ValueError(f"obstacle {element.get('id')}: {field}: found NaN or infinity or a number above 1e6")
     length, width, turn, x, y = _shape(_child(element, "shape"))
     offset = torch.stack((heading.cos() * x - heading.sin() * y, heading.sin() * x + heading.cos() * y), dim=-1)
     return Track(time, position + offset, heading + turn, (length, width, height), kind, static)

@@ -29,6 +29,9 @@ GAP = 0.3
 FAR = 10_000.0
 """Metres from the origin from which on float32 is too coarse for positions (there it still tells 1 mm)."""
 
+FARTHEST = 1e6
+"""Metres from the first lanelet (or the origin) beyond which nothing can be meant to lie; polylines of that length fit memory."""
+
 SPEED_SIGNS = {"274", "r2-1", "r301"}
 """Signs of a speed limit by number: Germany (and the countries that took over its numbers), USA, Spain; values are in m/s."""
 
@@ -116,8 +119,8 @@ def read_map(root: Element, file: Path, origin: tuple[float, float]) -> RoadMap:
                 f"{file}: lanelet {lanelet.id}: bounds of {len(lanelet.left)} and {len(lanelet.right)} points, "
                 "wanted equally many"
             )
-        if not lanelet.centre.isfinite().all():
-            raise DataError(f"{file}: lanelet {lanelet.id}: found NaN or infinity or no x or y in its bounds: correct the file")
+        if not (lanelet.centre.abs() <= FARTHEST).all():
+            raise DataError(f"{file}: lanelet {lanelet.id}: found NaN or infinity or a number above 1e6 in it: correct the file")
         if lanelet.id in inside and lanelet.kind == PolylineKind.LANE:
             lanelet.kind = PolylineKind.JUNCTION_LANE
         lanelets[lanelet.id] = lanelet
