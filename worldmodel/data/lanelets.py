@@ -23,6 +23,12 @@ from .shards import DataError
 GAP = 0.3
 """Metres: gaps up to twice this between lanelets are closed, and edges end this near to where the map ends."""
 
+FAR = 10_000.0
+"""Metres from the origin from which on float32 is too coarse for positions (there it still tells 1 mm)."""
+
+FARTHEST = 1e6
+"""Metres from the first lanelet (or the origin) beyond which nothing can be meant to lie; polylines of that length fit memory."""
+
 SPEED_SIGNS = {"274", "r2-1", "r301"}
 """Signs of a speed limit by number: Germany (and the countries that took over its numbers), USA, Spain; values are in m/s."""
 
@@ -50,18 +56,34 @@ class Lanelet(Lane):
         return shapely.make_valid(shapely.Polygon(torch.cat((self.left, self.right.flip(0)))[:, :2].numpy()))
 
 
-def point_list(element: Element) -> Tensor:
-    """Return the points (N, 3) of all `<point>` children; a missing z is 0."""
-    axes = ("x", "y", "z")
-    rows = [[float(point.findtext(axis, "0" if axis == "z" else "nan")) for axis in axes] for point in element.findall("point")]
+def place(point: Element, origin: tuple[float, float] = (0.0, 0.0)) -> list[float]:
+    """Return x, y, z of an element less `origin`; a missing x or y is NaN, a missing z is 0."""
+    x, y = (float(point.findtext(axis, "nan")) - start for axis, start in zip("xy", origin, strict=True))
+    return [x, y, float(point.findtext("z", "0"))]
+
+
+def point_list(element: Element, origin: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """Return the points (N, 3) of all `<point>` children less `origin`, subtracted before they become float32."""
+    rows = [place(point, origin) for point in element.findall("point")]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 3)
 
 
-def read_map(root: Element, file: Path) -> RoadMap:
-    """Return the map of a scenario.
+def find_origin(root: Element) -> tuple[float, float]:
+    """Return x, y in the file's coordinates from which those of the scene count, so that float32 is fine enough for them.
+
+    It is (0, 0) where all coordinates of lanelets are below `FAR`, else the whole metres of the first point.
+    """
+    points = [place(point)[:2] for point in root.iterfind("lanelet/*/point")]
+    is_near = all(abs(value) < FAR for point in points for value in point)
+    x, y = (0.0, 0.0) if is_near else np.floor(points[0]).tolist()
+    return x, y
+
+
+def read_map(root: Element, file: Path, origin: tuple[float, float]) -> RoadMap:
+    """Return the map of a scenario, less `origin`.
 
     Raises:
-        DataError: there is no lanelet, or the bounds of one have different numbers of points.
+        DataError: there is no lanelet for vehicles, or the bounds of one differ in their numbers of points or hold NaN.
     """
     signs = {
         sign.get("id"): float(entry.findtext("additionalValue", "nan"))
@@ -77,16 +99,19 @@ def read_map(root: Element, file: Path) -> RoadMap:
     }
     lanelets = {}
     for element in root.findall("lanelet"):
-        lanelet = _lanelet(element, signs, file)
+        lanelet = _lanelet(element, signs, origin, file)
         if lanelet.id in inside and lanelet.kind == PolylineKind.LANE:
             lanelet.kind = PolylineKind.JUNCTION_LANE
         lanelets[lanelet.id] = lanelet
     if not lanelets:
         raise DataError(f"{file}: holds no lanelet: a scenario needs a road network")
+    used = [lanelet for lanelet in lanelets.values() if lanelet.kind not in (PolylineKind.WALKWAY, PolylineKind.CROSSWALK)]
+    if not any(lanelet.centre.diff(dim=0).any() for lanelet in used):
+        raise DataError(f"{file}: holds no lanelet for vehicles that has a length: a scenario needs a road network")
     return RoadMap(lanelets)
 
 
-def _lanelet(element: Element, signs: dict[str | None, float], file: Path) -> Lanelet:
+def _lanelet(element: Element, signs: dict[str | None, float], origin: tuple[float, float], file: Path) -> Lanelet:
     def references(tag: str) -> list[str]:
         return [found.get("ref", "") for found in element.findall(tag)]
 
@@ -99,14 +124,18 @@ def _lanelet(element: Element, signs: dict[str | None, float], file: Path) -> La
     written = element.findtext("speedLimit")
     types = [found.text.strip() for found in element.findall("laneletType") if found.text]
     stop = element.find("stopLine")
-    stop_line = point_list(stop) if stop is not None else None
+    stop_line = point_list(stop, origin) if stop is not None else None
     bounds = element.find("leftBound"), element.find("rightBound")
     if bounds[0] is None or bounds[1] is None:
         raise KeyError(f"<leftBound> or <rightBound> of lanelet {element.get('id')}")
-    left, right = point_list(bounds[0]), point_list(bounds[1])
+    left, right = point_list(bounds[0], origin), point_list(bounds[1], origin)
     if len(left) != len(right) or len(left) < 2:
         raise DataError(
             f"{file}: lanelet {element.get('id')}: bounds of {len(left)} and {len(right)} points, wanted equally many"
+        )
+    if not (torch.cat((left, right)).abs() <= FARTHEST).all():
+        raise DataError(
+            f"{file}: lanelet {element.get('id')}: found NaN or infinity or a number above 1e6 in it: correct the file"
         )
     sides = {"left": LaneLinkKind.LEFT, "right": LaneLinkKind.RIGHT}
     return Lanelet(
