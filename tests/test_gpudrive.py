@@ -185,7 +185,7 @@ def changed(**changes: Any) -> bytes:
     ("content", "message"),
     [
         (changed()[:500], "no whole JSON file"),
-        (gzip.compress(changed())[:300], "no whole JSON file"),
+        (gzip.compress(changed())[:300], "no whole gzip file"),
         (b"\xff\xfe\x00", "no whole JSON file"),
         (b"[1, 2]", "no GPUDrive scene"),
         (b"{}", "no GPUDrive scene .field 'objects'"),

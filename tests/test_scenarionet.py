@@ -371,8 +371,7 @@ def test_damaged_files_are_one_clear_error(tmp_path: Path):
     for name, content, message in (
         ("a.json", plain[: len(plain) // 2], "is no whole JSON"),
         ("b.json", b"[" * 200_000, "is no whole JSON"),
-        ("c.json.gz", zipped[: len(zipped) // 2], "is no whole JSON"),
-        ("d.json.gz", plain, "is no whole JSON"),
+        ("c.json.gz", zipped[: len(zipped) // 2], "is no whole gzip file"),
         ("e.pkl", pickled[: len(pickled) // 2], "refused, it holds no whole pickle"),
         ("f.pkl", b"hello", "refused"),
         ("g.pkl", b"", "refused"),
@@ -397,7 +396,6 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path):
 def test_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reader = "worldloop.worldmodel.data.scenarionet"
     for name, limit, message in (
-        ("LARGEST_FILE", 1000, "holds more than"),
         ("MOST_STATES", 100, "5 tracks of 40 steps are no scenario"),
         ("MOST_POINTS_OF_MAP", 200, "its map holds more than 200 points"),
     ):

@@ -11,10 +11,8 @@ Kazemkhani et al., GPUDrive: Data-driven, multi-agent driving simulation at 1 mi
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene
+from .compressed import read_content
 from .pandaset import HEIGHTS
 from .shards import DataError, Skipped
 from .waymo import KINDS, read_scenario
@@ -57,9 +56,10 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
         DataError: the file is truncated, foreign, or lacks a field.
     """
     try:
-        content = file.read_bytes()
-        record = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        record = json.loads(read_content(file))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: is no whole JSON file, plain or gzipped ({error}): fetch the file again") from error
     try:
         scenario = _scenario(record)

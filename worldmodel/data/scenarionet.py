@@ -17,9 +17,7 @@ Li et al., ScenarioNet: Open-Source Platform for Large-Scale Traffic Scenario Si
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, make_scene
+from .compressed import read_content
 from .lane_graph import Lane, LaneGraph, Neighbour, closed_outline, mark_crossings, thin_line
 from .lanelets import border
 from .plain_pickle import RefusedPickleError, load_plain
@@ -40,10 +39,9 @@ PATTERNS = ("*.pkl", "*/*.pkl", "*.json", "*.json.gz")
 
 INDEX_FILES = ("dataset_summary.pkl", "dataset_mapping.pkl")
 
-LARGEST_FILE = 512 * 2**20
 MOST_STATES = 5_000_000
 MOST_POINTS_OF_MAP = 5_000_000
-"""Bytes (unpacked), agents times steps, and points: some hundred times what a scenario of 20 s needs. More is no scenario."""
+"""Agents times steps, and points: some hundred times what a scenario of 20 s needs. More is no scenario."""
 
 KINDS: dict[str, AgentKind] = {
     "VEHICLE": AgentKind.VEHICLE,
@@ -115,16 +113,13 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
 def _load(file: Path) -> dict[str, Any]:
     """Return the dictionary that a file holds."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise DataError(f"{file}: holds more than {LARGEST_FILE >> 20} MiB, which is no scenario: leave it out")
+        content = read_content(file)
         record = load_plain(content) if file.suffix == ".pkl" else json.loads(content)
     except RefusedPickleError as error:
         raise DataError(f"{file}: refused, it holds {error}: fetch the file again from someone you trust") from error
     except DataError:
         raise
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: is no whole JSON, plain or gzipped ({error}): fetch the file again") from error
     if not isinstance(record, dict) or not {"id", "tracks", "map_features", "dynamic_map_states"} <= record.keys():
         raise DataError(f"{file}: is no ScenarioNet scenario: wanted id, tracks, map_features, dynamic_map_states and metadata")
