@@ -17,7 +17,7 @@ class Futures(TensorBatch):
     """K simulated futures of B scenes over T steps after the present.
 
     Attributes:
-        position: (B, K, A, T, 2). heading: (B, K, A, T). valid: (B, K, A, T) bool.
+        position: (B, K, A, T, 3) box centres. heading: (B, K, A, T). valid: (B, K, A, T) bool.
     """
 
     position: Tensor
@@ -60,10 +60,29 @@ def simulate(
         moments.append(state)
     split = lambda tensor: tensor.unflatten(0, (len(scenes), rollouts))  # noqa: E731
     return Futures(
-        split(torch.stack([m.position[..., :2] for m in moments], dim=2)),
+        split(torch.stack([m.position for m in moments], dim=2)),
         split(torch.stack([m.heading for m in moments], dim=2)),
         split(torch.stack([m.valid for m in moments], dim=2)),
     )
+
+
+def logged_futures(scenes: Scene, steps: int, held: bool = False) -> Futures:
+    """Return what the log shows after the present as one future (K = 1) of everyone valid at the present.
+
+    Args:
+        scenes: B scenes.
+        steps: T; beyond the log's end everyone is invalid.
+        held: keep everyone valid, where the log does not show them at the last pose that it did show.
+    """
+    index = HISTORY_STEPS + torch.arange(steps + 1)
+    valid = scenes.valid[:, :, index.clamp(max=scenes.steps - 1)] & (index < scenes.steps)
+    valid = valid & valid[:, :, :1]
+    seen = torch.where(valid, index, 0).cummax(-1).values
+    shown = valid | (valid[:, :, :1] & held)
+    mask = shown[..., None].expand(-1, -1, -1, 3)
+    position = torch.where(mask, scenes.position.gather(2, seen[..., None].expand(-1, -1, -1, 3)), 0.0)
+    heading = torch.where(shown, scenes.heading.gather(2, seen), 0.0)
+    return Futures(position[:, None, :, 1:], heading[:, None, :, 1:], shown[:, None, :, 1:])
 
 
 def scored_agents(scenes: Scene) -> Tensor:
@@ -89,6 +108,6 @@ def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tup
     steps = min(steps, futures.position.shape[3], scenes.steps - 1 - HISTORY_STEPS)
     window = slice(HISTORY_STEPS + 1, HISTORY_STEPS + 1 + steps)
     logged, valid = scenes.position[:, None, :, window, :2], scenes.valid[:, None, :, window]
-    distance = (futures.position[:, :, :, :steps] - logged).norm(dim=-1)
+    distance = (futures.position[:, :, :, :steps, :2] - logged).norm(dim=-1)
     mean = torch.where(valid, distance, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
     return mean.amin(1), scored_agents(scenes) & valid[:, 0].any(-1)
