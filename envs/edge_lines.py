@@ -90,8 +90,11 @@ def signed_distance(point: Tensor, lines: EdgeLines) -> Tensor:
         raise ValueError("no road edges to measure a distance to: leave the feature out")
     size = point.new_tensor([CELL, CELL, CELL_HEIGHT])
     origin = point.amin(0)
-    cell, member = torch.unique(((point - origin) / size).floor(), dim=0, return_inverse=True)
-    segments = _segments_near((cell + 0.5) * size + origin, lines)
+    cell = ((point - origin) / size).long()
+    spread = cell.amax(0) + 1
+    number, member = torch.unique((cell[:, 0] * spread[1] + cell[:, 1]) * spread[2] + cell[:, 2], return_inverse=True)
+    used = torch.stack((number // (spread[1] * spread[2]), number // spread[2] % spread[1], number % spread[2]), dim=-1)
+    segments = _segments_near((used + 0.5) * size + origin, lines)
     nearest = []
     for rows in torch.arange(len(point)).split(max(PAIRS_AT_ONCE // segments.shape[1], 1)):
         choice = segments[member[rows]]

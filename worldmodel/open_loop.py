@@ -1,15 +1,15 @@
-"""Rollouts of a world while the ego follows its log, and how far the others' futures end up from the log."""
+"""Rollouts of a world without a policy, and how far its futures end up from the log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .scene import HISTORY_STEPS, AgentKind, Scene, TensorBatch
-from .world import Motion, State, World, random_keys
+from .world import Motion, State, random_keys
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Futures(TensorBatch):
     position: Tensor
     heading: Tensor
     valid: Tensor
+
+
+class Simulator(Protocol):
+    """A world that can drive the ego as well."""
+
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`."""
+        ...
+
+    def step(self, state: State, ego: Motion | None) -> State:
+        """See `World.step`; with None the ego is one of the agents that the world moves."""
+        ...
 
 
 def logged_ego(scenes: Scene, step: int) -> Motion:
@@ -39,24 +51,14 @@ def logged_ego(scenes: Scene, step: int) -> Motion:
 
 
 def simulate(
-    world: World,
-    scenes: Scene,
-    rollouts: int,
-    steps: int,
-    generator: torch.Generator,
-    watch: Callable[[State], None] = lambda state: None,
+    world: Simulator, scenes: Scene, rollouts: int, steps: int, generator: torch.Generator, drive_ego: bool = False
 ) -> Futures:
-    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log.
-
-    `watch` sees the state (B K rows, copies of a scene side by side) at the present and after every tick.
-    """
+    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log, or driven by the world too."""
     many = scenes.repeat(rollouts)
     state = world.reset(many, random_keys(generator, len(many)))
-    watch(state)
     moments: list[State] = []
     for step in range(1, steps + 1):
-        state = world.step(state, logged_ego(many, step))
-        watch(state)
+        state = world.step(state, None if drive_ego else logged_ego(many, step))
         moments.append(state)
     split = lambda tensor: tensor.unflatten(0, (len(scenes), rollouts))  # noqa: E731
     return Futures(
@@ -85,10 +87,11 @@ def logged_futures(scenes: Scene, steps: int, held: bool = False) -> Futures:
     return Futures(position[:, None, :, 1:], heading[:, None, :, 1:], shown[:, None, :, 1:])
 
 
-def scored_agents(scenes: Scene) -> Tensor:
-    """Return which agents (B, A) count: valid at the present, no ego, no `OBJECT`, and either moving more than 1 m in the log or
-    within 20 m of the ego (the rule of `worldloop`'s measures where a data set names none).
-    """  # noqa: D205
+def scored_agents(scenes: Scene, ego_too: bool = False) -> Tensor:
+    """Return which agents (B, A) count: valid at the present, no `OBJECT`, and moving more than 1 m in the log or near the ego.
+
+    That is the rule of `worldloop`'s measures where a data set names none; near is within 20 m. The ego counts if `ego_too`.
+    """
     now = scenes.valid[:, :, HISTORY_STEPS]
     row, ego = scenes.ego_row(), scenes.ego
     place = scenes.position[:, :, HISTORY_STEPS, :2]
@@ -96,11 +99,13 @@ def scored_agents(scenes: Scene) -> Tensor:
     shift = (scenes.position[..., :2] - place[:, :, None]).norm(dim=-1)
     moving = torch.where(scenes.valid, shift, 0.0)[:, :, HISTORY_STEPS:].amax(-1) > 1.0
     chosen = now & (near | moving) & (scenes.kind != AgentKind.OBJECT)
-    return chosen.index_put((row, ego), torch.tensor(False))
+    return chosen.index_put((row, ego), torch.tensor(ego_too))
 
 
-def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tuple[Tensor, Tensor]:
-    """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) it holds for.
+def min_average_displacement(
+    futures: Futures, scenes: Scene, steps: int, ego_too: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) of `scored_agents` it holds for.
 
     The smallest, over the K futures, of the mean distance to the logged position where that is valid (minADE of the Argoverse and
     Waymo motion benchmarks).
@@ -110,4 +115,4 @@ def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tup
     logged, valid = scenes.position[:, None, :, window, :2], scenes.valid[:, None, :, window]
     distance = (futures.position[:, :, :, :steps, :2] - logged).norm(dim=-1)
     mean = torch.where(valid, distance, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
-    return mean.amin(1), scored_agents(scenes) & valid[:, 0].any(-1)
+    return mean.amin(1), scored_agents(scenes, ego_too) & valid[:, 0].any(-1)
