@@ -120,9 +120,7 @@ def _stretched_distance(point: Tensor, start: Tensor, step: Tensor) -> Tensor:
     x, y, z = (point - start).unbind(-1)
     along, aside, up = step.unbind(-1)
     share = ((x * along + y * aside) / (along.square() + aside.square()).clamp(min=1e-12)).clamp(0.0, 1.0)
-    return (
-        (x - share * along).square() + (y - share * aside).square() + (HEIGHT_STRETCH * (z - share * up)).square()
-    ).sqrt()
+    return ((x - share * along).square() + (y - share * aside).square() + (HEIGHT_STRETCH * (z - share * up)).square()).sqrt()
 
 
 def _signed_to_segment(point: Tensor, lines: EdgeLines, segment: Tensor) -> Tensor:

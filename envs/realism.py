@@ -40,7 +40,7 @@ HISTOGRAMS: dict[str, tuple[float, float, int]] = {
     "time_to_collision": (0.0, 5.0, 10),
     "distance_to_road_edge": (-20.0, 40.0, 10),
 }
-"""Lowest and highest value and number of bins, the same in 2024 and 2025 (challenge_2024_config.textproto, challenge_2025_...)."""
+"""Lowest and highest value and number of bins, the same in 2024 and 2025 (the challenge's `.textproto` files)."""
 
 HISTOGRAM_PSEUDOCOUNT, INDICATION_PSEUDOCOUNT = 0.1, 0.001
 """Added to every bin; the second is the default of the challenge's protocol buffer."""

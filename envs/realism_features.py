@@ -212,19 +212,19 @@ def _pair_features(rollouts: _Rollouts) -> tuple[Tensor, Tensor]:
     Speeds beyond the last step are unknown and give no time to collision. The official scorer reads the place of an object that a
     log does not show as the distant origin of the map, so one that is seen only before or only after a step is infinitely fast.
     """
-    speed, moves = _speeds(rollouts.position[..., :2], rollouts.valid)
+    speed, _ = _speeds(rollouts.position[..., :2], rollouts.valid)
     one_side = torch.nn.functional.pad(rollouts.valid[..., 2:] ^ rollouts.valid[..., :-2], (1, 1))
     speed = torch.where(one_side, torch.inf, speed)
-    moves = (moves | True).index_fill(-1, torch.tensor([moves.shape[-1] - 1]), False)
+    known = torch.arange(speed.shape[-1]).expand_as(speed) < speed.shape[-1] - 1
     flat = lambda tensor: tensor[:, :, 2:].transpose(1, 2).flatten(0, 1)  # noqa: E731
     place, heading, valid = flat(rollouts.position[..., :2]), flat(rollouts.heading), flat(rollouts.valid)
-    speed, moves = flat(speed), flat(moves)
+    speed, known = flat(speed), flat(known)
     moments = max(PAIRS_AT_ONCE // (len(rollouts.scored) * place.shape[1]), 1)
     distances, times = [], []
     for chosen in torch.arange(len(place)).split(moments):
         boxes = place[chosen], heading[chosen], valid[chosen], rollouts.size, rollouts.scored
         distances.append(nearest_object_distance(*boxes))
-        times.append(time_to_collision(*boxes, speed[chosen], moves[chosen]))
+        times.append(time_to_collision(*boxes, speed[chosen], known[chosen]))
     shape = (len(rollouts.position), -1, len(rollouts.scored))
     return tuple(torch.cat(parts).view(shape).permute(2, 0, 1) for parts in (distances, times))  # type: ignore[return-value]
 
@@ -265,7 +265,8 @@ def rounded_box_distance(shift: Tensor, turn: Tensor, size_a: Tensor, size_b: Te
     Args:
         shift: (P, 2) centre of box b in the frame of box a.
         turn: (P,) heading of b in that frame.
-        size_a: (P, 2) length and width; size_b: (P, 2).
+        size_a: (P, 2) length and width of a.
+        size_b: (P, 2) of b.
     """
     radius_a, radius_b = (0.5 * CORNER_ROUNDING * size.amin(-1, keepdim=True) for size in (size_a, size_b))
     half_a, half_b = 0.5 * size_a - radius_a, 0.5 * size_b - radius_b
@@ -284,7 +285,7 @@ def rounded_box_distance(shift: Tensor, turn: Tensor, size_a: Tensor, size_b: Te
 
 
 def time_to_collision(
-    place: Tensor, heading: Tensor, valid: Tensor, size: Tensor, scored: Tensor, speed: Tensor, moves: Tensor
+    place: Tensor, heading: Tensor, valid: Tensor, size: Tensor, scored: Tensor, speed: Tensor, known: Tensor
 ) -> Tensor:
     """Return seconds (M, E) until scored boxes reach the one that they follow at present speeds, `LONGEST_TIME` at the most.
 
@@ -292,8 +293,13 @@ def time_to_collision(
     the official scorer headings are compared as they stand: the same direction recorded one turn apart is not alike.
 
     Args:
-        place: (M, A, 2), heading: (M, A), valid: (M, A), size: (A, 2 or more), scored: (E,) as in `nearest_object_distance`.
-        speed: (M, A) metres per second, may be infinite; known: (M, A) bool, where it says something: elsewhere nobody is reached.
+        place: (M, A, 2) centres at M moments.
+        heading: (M, A).
+        valid: (M, A) bool.
+        size: (A, 2 or more) length, width.
+        scored: (E,) int64 places in A.
+        speed: (M, A) metres per second, may be infinite.
+        known: (M, A) bool, where the speed says something; elsewhere nobody is reached.
     """
     length, width, outer = size[:, 0], size[:, 1], 0.5 * size[:, :2].norm(dim=-1)
     shift = place[:, None] - place[:, scored, None]
@@ -301,7 +307,7 @@ def time_to_collision(
     along = shift[..., 0] * cosine + shift[..., 1] * sine - 0.5 * length[scored, None]
     across = (shift[..., 1] * cosine - shift[..., 0] * sine).abs() - 0.5 * width[scored, None]
     # Whoever is farther than this cannot be reached in time, and does not hide anyone who can.
-    within = (LONGEST_TIME * torch.where(moves, speed, 0.0))[:, scored, None]
+    within = (LONGEST_TIME * torch.where(known, speed, 0.0))[:, scored, None]
     possible = (along > 0) & (across < outer) & (along - outer < within) & valid[:, scored, None] & valid[:, None]
     moment, one, other = possible.nonzero(as_tuple=True)
     me, pair = scored[one], (moment, one, other)
@@ -314,7 +320,8 @@ def time_to_collision(
     count, place_of_pair = len(place) * len(scored), moment * len(scored) + one
     gap = torch.where(followed, gap, torch.inf)
     nearest = torch.full((count,), torch.inf).scatter_reduce(0, place_of_pair, gap, "amin")
-    closing = torch.where(moves[moment, other] & moves[moment, me], (speed[moment, me] - speed[moment, other]).nan_to_num(nan=0.0, posinf=torch.inf), 0.0)
+    faster = (speed[moment, me] - speed[moment, other]).nan_to_num(nan=0.0, posinf=torch.inf)
+    closing = torch.where(known[moment, other] & known[moment, me], faster, 0.0)
     leads = followed & (gap == nearest[place_of_pair]) & (closing > 0)
     seconds = torch.where(leads, gap / closing, LONGEST_TIME)
     result = torch.full((count,), LONGEST_TIME).scatter_reduce(0, place_of_pair, seconds, "amin")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .behavior import hashed_uniform
 from .dynamics import IntelligentDriver, Motion
-from .geometry import point_on_polyline, polyline_direction, project_on_polyline, wrap_angle
+from .geometry import point_on_polyline, project_on_polyline, wrap_angle
+from .raster import distance_to_segment
 from .scene import TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState
 from .world import State, after_step, logged_state, movable
 
@@ -24,7 +25,7 @@ LANES_AHEAD = 16
 """Pieces of lanes that a path is made of at most; with pieces of 22 m it goes 350 m."""
 
 NEAR_LANE, ALONG_LANE = 3.0, math.pi / 4
-"""Metres to the next point of a lane and radians from its direction within which an agent is in it."""
+"""Metres to the middle of a lane and radians from its direction within which an agent is in it."""
 
 STANDING, PARKED_OFFSET = 0.3, 1.0
 """An agent slower than this many m/s whose centre is more than this many metres beside the lane's centre is parked."""
@@ -36,7 +37,7 @@ WATCHED = 12
 """Agents ahead that a driver looks at, the nearest ones."""
 
 PLACES_AT_ONCE = 2_000_000
-"""Pairs of an agent and a point of a lane that are held at once."""
+"""Pairs of an agent and a segment of a lane that are held at once."""
 
 MARGIN = 0.2
 """Metres of air beside a driver's box."""
@@ -92,15 +93,16 @@ class IdmWorld:
         """See `World.step`."""
         memory, driving = state.memory, _drives(state.scene)
         speed = memory["speed"]
-        gap, closing = (
-            torch.cat(parts, dim=-1) for parts in zip(_others(state), self._signals(state), strict=True)
-        )
+        gap, closing = (torch.cat(parts, dim=-1) for parts in zip(_others(state), self._signals(state), strict=True))
         wanted = torch.minimum(memory["wanted"], self._speed_in_bends(state))
         faster = (speed + TIME_STEP * self.driver.response(speed, wanted, gap, closing)).clamp(min=0.0)
+        faster = torch.where(memory["wanted"] > 0, faster, 0.0)
         arc = memory["arc"] + 0.5 * (speed + faster) * TIME_STEP
         turn = memory["turn"] * math.exp(-TIME_STEP)
         # A chord of 4 m turns smoothly where the polyline has a corner.
-        place, direction = point_on_polyline(arc[..., None] + torch.tensor([-2.0, 0.0, 2.0]), memory["path"], memory["path_valid"])
+        place, direction = point_on_polyline(
+            arc[..., None] + torch.tensor([-2.0, 0.0, 2.0]), memory["path"], memory["path_valid"]
+        )
         chord = place[..., 2, :] - place[..., 0, :]
         course = torch.atan2(chord[..., 1], chord[..., 0])
         side = torch.stack((-direction[..., 1].sin(), direction[..., 1].cos()), dim=-1)
@@ -145,14 +147,15 @@ def _present_lane(state: State) -> tuple[Tensor, Tensor]:
     car_lane = (scenes.polyline_kind == PolylineKind.LANE) | (scenes.polyline_kind == PolylineKind.JUNCTION_LANE)
     bike_lane = scenes.polyline_kind == PolylineKind.BIKE_LANE
     cyclist = (scenes.kind == AgentKind.CYCLIST)[..., None]
-    line = scenes.polyline[..., :2]
-    course = polyline_direction(line, scenes.polyline_valid)
+    start, end = scenes.polyline[..., :-1, :2], scenes.polyline[..., 1:, :2]
+    course = torch.atan2(*(end - start).flip(-1).unbind(-1))
+    usable = scenes.polyline_valid[..., 1:]
     distances = []
-    # Some scenes at a time: a point of the map for every agent is much to hold for all at once.
+    # Some scenes at a time: a piece of the map for every agent is much to hold for all at once.
     for rows in torch.arange(len(scenes)).split(max(PLACES_AT_ONCE // max(course[0].numel() * state.valid.shape[1], 1), 1)):
         along = wrap_angle(course[rows, None] - state.heading[rows, :, None, None]).abs() < ALONG_LANE
-        apart = (line[rows, None] - state.position[rows, :, None, None, :2]).norm(dim=-1)
-        distances.append(torch.where(scenes.polyline_valid[rows, None] & along, apart, torch.inf).amin(-1))
+        apart = distance_to_segment(state.position[rows, :, None, None, :2], start[rows, None], end[rows, None])
+        distances.append(torch.where(usable[rows, None] & along, apart, torch.inf).amin(-1))
     distance = torch.cat(distances)
     allowed = car_lane[:, None] | (bike_lane[:, None] & cyclist)
     nearest, lane = torch.where(allowed, distance, torch.inf).min(-1)

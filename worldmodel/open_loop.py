@@ -102,9 +102,7 @@ def scored_agents(scenes: Scene, ego_too: bool = False) -> Tensor:
     return chosen.index_put((row, ego), torch.tensor(ego_too))
 
 
-def min_average_displacement(
-    futures: Futures, scenes: Scene, steps: int, ego_too: bool = False
-) -> tuple[Tensor, Tensor]:
+def min_average_displacement(futures: Futures, scenes: Scene, steps: int, ego_too: bool = False) -> tuple[Tensor, Tensor]:
     """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) of `scored_agents` it holds for.
 
     The smallest, over the K futures, of the mean distance to the logged position where that is valid (minADE of the Argoverse and
