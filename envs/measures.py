@@ -1,7 +1,7 @@
 """Measures: what happened in a step, each defined once, batched over scenes.
 
-Reward, the end of an episode and evaluation all read the numbers of `ego_measures`; `realism.py` measures how real the others are.
-What a measure needs from before is an `EgoPast`, a plain record:
+Reward, the end of an episode and evaluation all read the numbers of `ego_measures`; `realism.py` measures how real the others
+are. What a measure needs from before is an `EgoPast`, a plain record:
 
     past = start_past(state)
     ... state = world.step(...)

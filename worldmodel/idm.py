@@ -2,8 +2,8 @@
 
 Vehicles and cyclists take the lane that they are in and those that follow it; where a lane has several successors each future
 draws one, and each draws how fast its drivers like to be, as SUMO does (its default `speedFactor`). They keep their place in the
-lane, slow down in bends, follow whoever stands or moves in their way, and stop at signals. Whoever is in no lane goes straight on;
-whoever stands beside the lanes is parked. Pedestrians keep their velocity.
+lane, slow down in bends, follow whoever stands or moves in their way, and stop at signals. Whoever is in no lane goes straight
+on; whoever stands beside the lanes is parked. Pedestrians keep their velocity.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _wanted_speed(scenes: Scene, lane: Tensor, in_lane: Tensor, speed: Tensor, k
 
 
 def _others(state: State) -> tuple[Tensor, Tensor]:
-    """Gap (B, A, W) to the nearest agents ahead that are in each one's way, infinite for the rest, and closing speed (B, A, W)."""
+    """Gap (B, A, W) to the nearest agents ahead, infinite if not in the way, and closing speed (B, A, W)."""
     memory, size, place = state.memory, state.scene.size, state.position[..., :2]
     batch, agents = state.valid.shape
     row = torch.arange(batch)[:, None, None]
