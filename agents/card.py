@@ -25,8 +25,8 @@ STAGE = """{number}. `worldloop train behavior` with
 {arguments}
 ```
 
-{seconds:.0f} seconds on {cores} CPU cores, {steps} optimiser steps. Last validation: cross entropy {validation_loss:.3f} nats a
-token."""
+{steps} optimiser steps in {seconds:.0f} seconds on {cores} CPU cores, validations apart. Last validation: cross entropy
+{validation_loss:.3f} nats a token."""
 
 CARD = """# Behaviour model of the learned world
 
@@ -154,13 +154,16 @@ def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
     """Return what one training run was asked and what it measured, as Markdown."""
     arguments = {name: _without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
+    metrics = read_metrics(folder)
+    speeds = [row for row in metrics if "steps_per_second" in row]
+    before = [0, *(row["step"] for row in speeds)]
     return STAGE.format(
         number=number,
         arguments=json.dumps(arguments, indent=2),
-        seconds=record["seconds"],
+        seconds=sum((row["step"] - first) / row["steps_per_second"] for first, row in zip(before, speeds, strict=False)),
         cores=record["machine"]["cores"],
         steps=record["results"]["optimiser_steps"],
-        validation_loss=[row for row in read_metrics(folder) if "validation_loss" in row][-1]["validation_loss"],
+        validation_loss=[row for row in metrics if "validation_loss" in row][-1]["validation_loss"],
     )
 
 

@@ -9,7 +9,7 @@ driven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -289,7 +289,7 @@ def _checked(action: Any, env: DriveVectorEnv) -> torch.Tensor:
     return tensor
 
 
-def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray, seen: Mapping[str, Any]) -> None:
+def _record(films: Sequence[Film | None], live: np.ndarray, state: State, reward: np.ndarray, seen: Any) -> None:
     """Append the present of every scenario that is watched and still runs."""
     for row in np.flatnonzero(live).tolist():
         if (kept := films[row]) is not None:

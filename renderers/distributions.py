@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ..worldmodel.files import replacing
 
 RECORDED = "#BBBBBB"
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
@@ -39,7 +40,6 @@ def draw_distribution(
         axis.set_xticks([0, 1], ["no", "yes"])
     axis.grid(alpha=0.3)
     axis.legend()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
-    os.replace(partial, path)

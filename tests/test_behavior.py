@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -141,4 +142,29 @@ def test_weights_survive_the_disk_and_what_does_not_fit_is_named(tmp_path):
         BehaviorModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"colour": "red"}))
     with pytest.raises(ValueError, match="not a behaviour model's configuration"):
+        BehaviorModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": "128"}, "width: found '128', wanted a whole number"),
+        ({"map_neighbours": 0}, "map_neighbours: found 0, wanted a whole number of at least 1"),
+        ({"heads": 3}, "width 32 and heads 3: wanted heads that divide the width"),
+    ],
+)
+def test_impossible_sizes_are_refused(change, message, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(model.config) | change))
+    with pytest.raises(ValueError, match=message):
+        BehaviorModel.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.head_linear.weight[3, 1] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.safetensors: head_linear\.weight holds NaN or infinity"):
         BehaviorModel.from_pretrained(tmp_path)

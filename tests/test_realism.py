@@ -219,7 +219,7 @@ def test_the_edge_of_the_own_level_counts():
 @given(seed=st.integers(0, 2**31 - 1))
 def test_choosing_segments_by_cell_misses_none(seed):
     generator = torch.Generator().manual_seed(seed)
-    walk = (torch.rand(30, 3, generator=generator) * torch.tensor([3.0, 3.0, 0.2])).cumsum(0)
+    walk = (torch.rand(30, 3, generator=generator) * torch.tensor([2.0, 2.0, 0.3]) + torch.tensor([0.7, 0.7, 0.0])).cumsum(0)
     lines = edge_lines(corner(walk.tolist()))
     points = walk[torch.randint(30, (200,), generator=generator)] + torch.randn(200, 3, generator=generator) * 8
     one_by_one = torch.cat([signed_distance(point[None], lines) for point in points])

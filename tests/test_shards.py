@@ -75,15 +75,42 @@ def test_subsets_by_prefix_and_glob(written: Path):
     part = dataset.subset("*/[12]")
     assert part.ids == ("hand/1", "hand/2")
     assert part.load(0).id == ("hand/1",)
-    with pytest.raises(KeyError, match="no scene matches 'foot'"):
+    with pytest.raises(DataError, match="no scene matches 'foot'"):
         dataset.subset("foot")
 
 
 def test_an_unknown_id_names_the_nearest(written: Path):
-    with pytest.raises(KeyError, match=r"no scene 'hand/22' among 4; nearest: hand/2"):
+    with pytest.raises(DataError, match=r"no scene 'hand/22' among 4; nearest: hand/2"):
         SceneDataset(written).load("hand/22")
     with pytest.raises(IndexError, match="no scene number 4, there are 4"):
         SceneDataset(written).load(4)
+
+
+def test_a_kill_while_overwriting_loses_neither_the_old_set_nor_the_new(written: Path, monkeypatch: pytest.MonkeyPatch):
+    class Killed(BaseException):
+        pass
+
+    replace, names = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        names.append(Path(target).name)
+        if len(names) == 2:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    writer = ShardWriter(written, overwrite=True).__enter__()
+    writer.add(straight_road("hand/new"))
+    with pytest.raises(Killed):
+        writer._finish()
+    monkeypatch.setattr(os, "replace", replace)
+    assert not written.exists()
+    assert SceneDataset(writer.partial).ids == ("hand/new",)
+    again = ShardWriter(written)
+    with pytest.raises(DataError, match="exists already"):
+        again.__enter__()
+    assert again.notices == [f"{written}: put back as it was before an interrupted import"]
+    assert len(SceneDataset(written)) == 4
 
 
 def test_a_damaged_scene_is_named_and_the_others_are_read(written: Path):
@@ -122,6 +149,13 @@ def test_a_shard_of_another_program_is_refused(written: Path):
         ("[]", "was not written by worldloop"),
         ('{"format": "worldloop scenes", "version": 99}', "has version 99, this release reads version 1"),
         ('{"format": "worldloop scenes", "version": 1, "scenes": []}', "lists no scenes"),
+        ('{"format": "worldloop scenes", "version": 1, "scenes": 5}', "lists no scenes"),
+        ('{"format": "worldloop scenes", "version": 1, "scenes": [{"id": "a", "recipe": ""}]}', "scene 0 lacks a proper file"),
+        (
+            '{"format": "worldloop scenes", "version": 1, "scenes": '
+            '[{"id": "a", "recipe": "", "file": "../other.safetensors", "number": 0, "crc32": 1}]}',
+            "scene 0 lacks a proper file",
+        ),
     ],
 )
 def test_a_foreign_folder_is_one_clear_error(tmp_path: Path, content: str | None, message: str):

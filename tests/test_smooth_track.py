@@ -54,6 +54,16 @@ def test_a_single_jump_does_not_pull_the_track():
     assert track.position[..., 1].abs().max() < 0.3
 
 
+def test_a_few_labels_between_long_gaps_say_nothing_of_the_motion():
+    valid = torch.zeros(2, 60, dtype=torch.bool)
+    valid[:, :20] = valid[:, 40:] = True
+    valid[0, 29:32] = True  # three labels, nine steps from the others on both sides
+    valid[1, 22:25] = True  # three labels, but near enough to those before
+    track = smooth_track(straight(60, 10).expand(2, -1, -1), torch.zeros(2, 60), valid)
+    assert track.valid[0].tolist() == [True] * 20 + [False] * 20 + [True] * 20
+    assert track.valid[1].tolist() == [True] * 25 + [False] * 15 + [True] * 20
+
+
 def test_a_parked_car_stands_exactly_still():
     position, heading = 0.05 * noise(3, 50, 2), 1.0 + 0.1 * noise(3, 50, seed=1)
     track = smooth_track(position, heading, torch.ones(3, 50, dtype=torch.bool))

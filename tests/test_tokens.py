@@ -57,6 +57,15 @@ def test_rolling_encoding_stays_near_the_log_and_keeps_the_ego_exact():
     assert 0.1 < error.max() < 3.0
 
 
+def test_tokens_are_found_in_full_precision_where_the_model_computes_in_half():
+    scene = straight_road(ego_speed=18.7)
+    plain = VOCABULARY.encode(scene)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = VOCABULARY.encode(scene)
+    assert torch.equal(plain.token, half.token)
+    assert torch.equal(plain.pose, half.pose)
+
+
 def test_objects_and_gaps_are_not_coded():
     scene = straight_road()
     scene.valid[0, 1, 20:40] = False

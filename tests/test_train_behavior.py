@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -7,20 +7,27 @@ from models import tiny_model
 from safetensors.torch import load_file
 from scenes import CONE, EGO, moved, straight_road
 from worldloop.worldmodel.data.shards import ShardWriter
-from worldloop.worldmodel.scene import AgentKind, stack
+from worldloop.worldmodel.run import start_run
+from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, stack
 from worldloop.worldmodel.train_behavior import Args, agents_of, crop, main, mirror, self_driven, signals_of
 
 SIZES = {"width": 16, "heads": 2, "layers": 1, "hidden": 16, "pair_width": 4, "window": 2, "map_neighbours": 4}
 
 
-def write(folder, names):
+def write(folder, names, only_cars=False):
     with ShardWriter(folder) as writer:
         for number, name in enumerate(names):
             scene = straight_road(name, ego_speed=6.0 + number)
             kind = scene.kind.clone()
             kind[0, 4] = AgentKind.CYCLIST
+            kind = torch.full_like(kind, AgentKind.VEHICLE) if only_cars else kind
             writer.add(moved(replace(scene, kind=kind), 0.4 * number, (5.0, 3.0)), source="hand")
     return str(folder)
+
+
+def crop_all(scenes: Scene) -> Scene:
+    """Return scenes as training draws them: whole, but without lane links."""
+    return stack([crop(scenes.take([row]), 0, scenes.steps, 99, 99) for row in range(len(scenes))])
 
 
 @pytest.fixture
@@ -54,6 +61,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(args, tmp_path, monkeypat
         main(again)
     monkeypatch.setattr(Trainer, "learn", learn)
     assert (main(replace(again, resume=True)) / "model.safetensors").read_bytes() == weights
+
+
+def test_a_resumed_training_may_end_at_another_step_and_says_so(args):
+    main(args)
+    main(replace(args, resume=True, steps=6))
+    record = json.loads((args.out / "run.json").read_text())
+    assert record["arguments"]["steps"] == record["results"]["optimiser_steps"] == 6
+    main(replace(args, resume=True, steps=5))  # it is farther than that already
+    record = json.loads((args.out / "run.json").read_text())
+    assert record["results"]["optimiser_steps"] == 6
+    assert record["results"]["validation_loss"] > 0
 
 
 def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_path):
@@ -92,8 +110,25 @@ def test_scenes_in_both_sets_are_refused(args):
 def test_an_unknown_size_and_a_missing_checkpoint_are_named(args):
     with pytest.raises(ValueError, match="no such size"):
         main(replace(args, model={"colour": 3}, out=args.out / "other"))
-    with pytest.raises(ValueError, match=r"no config\.json"):
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
         main(replace(args, resume=True, out=args.out / "nowhere"))
+    assert not args.out.exists()
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_again(args, tmp_path):
+    whole = main(args)
+    killed = replace(args, out=tmp_path / "killed")
+    start_run(killed.out, "train behavior", json.loads(json.dumps(asdict(killed), default=str)), 0)
+    again = main(replace(killed, resume=True))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"was started with learning_rate 0\.001, found 5"):
+        main(replace(killed, resume=True, learning_rate=5))
+
+
+def test_bad_data_leave_no_run_folder_behind(args):
+    with pytest.raises(ValueError, match="no motion of kind"):
+        main(replace(args, data=(write(args.out.parent / "cars", ["hand/d"], only_cars=True),)))
+    assert not args.out.exists()
 
 
 def test_a_crop_keeps_the_ego_first_and_the_nearest_of_the_chosen_middle():
@@ -106,8 +141,20 @@ def test_a_crop_keeps_the_ego_first_and_the_nearest_of_the_chosen_middle():
 
 def test_a_mirrored_scene_is_valid_and_its_mirror_is_itself():
     scene = stack([straight_road("hand/1"), moved(straight_road("hand/2"), 0.5, (1.0, 2.0))])
+    scene = crop_all(scene)
     twice = mirror(mirror(scene))
     assert torch.equal(twice.polyline, scene.polyline)
     assert torch.equal(twice.heading, scene.heading)
     once = mirror(scene).validate()
     assert torch.equal(once.velocity[..., 1], -scene.velocity[..., 1])
+    edges = once.polyline_kind == PolylineKind.ROAD_EDGE
+    assert edges.any()
+    place = once.position[:, EGO, 0, :2]
+    for row in range(len(once)):
+        lines, valid = once.polyline[row][edges[row]][..., :2], once.polyline_valid[row][edges[row]]
+        for line, known in zip(lines, valid, strict=True):
+            start, end = line[0], line[known][-1]
+            left = (end - start)[0] * (place[row] - start)[1] - (end - start)[1] * (place[row] - start)[0]
+            assert left > 0  # the road lies on the left of its edges still
+    with pytest.raises(ValueError, match="found lane links"):
+        mirror(straight_road())

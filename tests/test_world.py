@@ -6,6 +6,7 @@ from models import tiny_model
 from scenes import CONE, EGO, FOLLOWER, moved, several_roads, straight_road
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
+from worldloop.worldmodel.scene import stack
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
     LearnedWorld,
@@ -53,6 +54,16 @@ def test_rows_behave_as_if_alone_and_branches_are_equal(world):
     branches = run(world, scenes, 8, state=run(world, scenes, 8).repeat(2))
     assert torch.equal(branches.position[::2], together.position)
     assert torch.equal(branches.position[1::2], together.position)
+
+
+@pytest.mark.parametrize("world", [WORLDS[0], WORLDS[2]], ids=lambda w: type(w).__name__)
+def test_signals_hold_their_last_state_however_long_the_batch_is(world):
+    short, long = straight_road("hand/short", steps=16), straight_road("hand/long", steps=60)
+    together = run(world, stack([short, long]), 12)
+    alone = run(world, short, 12)
+    assert alone.signal_valid.all()
+    assert torch.equal(together.take([0]).signal_state, alone.signal_state)
+    assert torch.equal(together.take([0]).signal_valid, alone.signal_valid)
 
 
 def test_rows_out_of_phase_are_decided_at_their_own_time():

@@ -19,7 +19,6 @@ Choices that keep a decision cheap on a CPU:
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import cast
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .files import write_json, write_tensors
 from .geometry import polyline_direction, rotate, to_local, wrap_angle
 from .scene import TIME_STEP, AgentKind, PolylineKind, Scene, SignalState, TensorBatch
 from .tokens import MotionVocabulary
@@ -67,6 +67,14 @@ class BehaviorConfig:
     signal_neighbours: int = 4
     agent_neighbours: int = 16
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "dropout" and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name}: found {value!r}, wanted a whole number of at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} and heads {self.heads}: wanted heads that divide the width")
 
 
 @dataclass(frozen=True)
@@ -424,12 +432,8 @@ class BehaviorModel(nn.Module):
         """Write `config.json`, `model.safetensors` and `vocabulary.safetensors` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.vocabulary.save(folder / "vocabulary.safetensors")
-        partial = folder / "model.safetensors.partial"
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, partial)
-        os.replace(partial, folder / "model.safetensors")
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        os.replace(partial, folder / "config.json")
+        write_tensors(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "config.json", asdict(self.config))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> BehaviorModel:
@@ -445,7 +449,7 @@ class BehaviorModel(nn.Module):
             raise ValueError(
                 f"{folder}: no config.json: name a folder with config.json, model.safetensors, vocabulary.safetensors"
             ) from error
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             known = ", ".join(field.name for field in fields(BehaviorConfig))
             raise ValueError(f"{folder}/config.json: not a behaviour model's configuration ({error}); it has: {known}") from error
         model = cls(config, MotionVocabulary.load(folder / "vocabulary.safetensors"))
@@ -456,11 +460,15 @@ class BehaviorModel(nn.Module):
             raise ValueError(
                 f"{folder}/model.safetensors: not the weights of this configuration ({reason}): copy the folder again"
             ) from error
+        if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
+            raise ValueError(
+                f"{folder}/model.safetensors: {broken[0]} holds NaN or infinity: copy the folder again or train anew"
+            )
         return model.eval()
 
 
 def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
-    """Return numbers in (0, 1), float32, from int64 keys and counters that broadcast together: a stateless random source.
+    """Return numbers strictly between 0 and 1, float32, from int64 keys and counters that broadcast: a stateless random source.
 
     Each is a finalised SplitMix64 hash (Steele, Lea, Flood, OOPSLA 2014), so the number of one agent of one scene does not depend
     on who else is in the batch.
@@ -471,7 +479,7 @@ def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
         mixed = (mixed ^ ((mixed >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
         mixed = (mixed ^ ((mixed >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
         mixed = mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)
-    return (((mixed >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    return (((mixed >> 41) & 0x7FFFFF).float() + 0.5) / 2**23  # 23 bits: a 24th would round up to 1
 
 
 def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, top_p: float, most: int = 64) -> Tensor:

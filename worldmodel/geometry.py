@@ -234,13 +234,12 @@ def smooth_track(
         time_step: seconds between steps.
         cutoff: hertz, motion of this frequency is damped to one half.
         longest_gap: missing steps that are filled; longer gaps stay invalid.
-        fewest: tracks with fewer labels become invalid: nothing certain can be said of their motion.
+        fewest: stretches with fewer labels become invalid: nothing certain can be said of the motion there.
     """
-    valid = valid & (valid.sum(-1, keepdim=True) >= fewest)
+    valid, filled = known_stretches(valid, longest_gap, fewest)
     step = torch.arange(valid.shape[1])
     before, after = nearest_valid(valid)
     inside = (before >= 0) & (after < len(step))
-    filled = valid | (inside & (after - before - 1 <= longest_gap))
     weight, value = valid.double(), position.double()
     hold = torch.zeros_like(valid[:, 1:])
     short = valid.sum(-1, keepdim=True)[..., None] < round(1.2 / time_step)
@@ -267,6 +266,17 @@ def smooth_track(
         torch.where(mask, velocity, 0.0).float(),
         filled,
     )
+
+
+def known_stretches(valid: Tensor, longest_gap: int, fewest: int) -> tuple[Tensor, Tensor]:
+    """Return `valid` (A, T) without stretches of fewer than `fewest` labels, and that with gaps up to `longest_gap` filled."""
+    before, after = nearest_valid(valid)
+    filled = valid | ((before >= 0) & (after < valid.shape[1]) & (after - before - 1 <= longest_gap))
+    begins = filled & ~torch.nn.functional.pad(filled[:, :-1], (1, 0))
+    stretch = begins.cumsum(-1)
+    labels = torch.zeros(len(valid), valid.shape[1] + 1, dtype=torch.int64).scatter_add(1, stretch, valid.long())
+    enough = labels.gather(1, stretch) >= fewest
+    return valid & enough, filled & enough
 
 
 def nearest_valid(valid: Tensor) -> tuple[Tensor, Tensor]:

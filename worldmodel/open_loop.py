@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .scene import HISTORY_STEPS, AgentKind, Scene, TensorBatch
-from .world import Motion, State, random_keys
+from .dynamics import Motion
+from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
+from .world import State, random_keys
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def logged_ego(scenes: Scene, step: int) -> Motion:
     index = min(HISTORY_STEPS + step, scenes.steps - 1)
     last = torch.where(valid & (at <= index), at, -1).amax(-1)
     velocity = scenes.velocity[row, ego, last]
-    missed = (HISTORY_STEPS + step - last).float()[:, None] * 0.1
+    missed = (HISTORY_STEPS + step - last).float()[:, None] * TIME_STEP
     shift = torch.nn.functional.pad(velocity * missed, (0, 1))
     return Motion(scenes.position[row, ego, last] + shift, scenes.heading[row, ego, last], velocity)
 

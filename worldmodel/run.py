@@ -14,13 +14,15 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .files import replacing, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +50,14 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the results and the seconds taken into `run.json` and mark the run as finished."""
-        self.record["seconds"] = round(self.record["seconds"] + time.monotonic() - self._clock, 3)
         self.record |= {"status": "finished", "results": dict(results)}
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write the record with the seconds taken until now, so that a kill does not lose them."""
+        now = time.monotonic()
+        self.record["seconds"] = round(self.record["seconds"] + now - self._clock, 3)
+        self._clock = now
         write_json(self.folder / "run.json", self.record)
 
 
@@ -66,16 +74,25 @@ def start_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: in
     return run
 
 
-def resume_run(folder: Path, step: int) -> Run:
+def resume_run(folder: Path, step: int, arguments: Mapping[str, Any], free: Collection[str]) -> Run:
     """Open the folder of a killed run again at `step`; lines of `metrics.jsonl` that lie after it or are torn are dropped.
+
+    `arguments` are what it goes on with, and what its record then holds; those named in `free` may differ from the former ones.
 
     Raises:
         FileNotFoundError: there is no `run.json` in the folder.
+        ValueError: another argument differs.
     """
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
-    record = json.loads(path.read_text()) | {"status": "running"}
+    record = json.loads(path.read_text())
+    for name, value in record["arguments"].items():
+        if name not in free and arguments.get(name) != value:
+            raise ValueError(
+                f"{path}: was started with {name} {value}, found {arguments.get(name)}: resume with the same, or anew"
+            )
+    record |= {"status": "running", "arguments": dict(arguments)}
     lines = [row for row in read_metrics(folder) if row["step"] <= step]
     if lines:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in lines))
@@ -90,12 +107,11 @@ def whole_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: in
     """Open a run that appears under `folder` only when the block has ended well; after an error nothing is left.
 
     Raises:
-        FileExistsError: the folder exists and is not empty.
+        FileExistsError: the folder exists and is not empty, or another process is writing it.
     """
     require_free(folder)
     partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a kill
+    _clear(partial)
     try:
         run = start_run(partial, command, arguments, seed)
         yield run
@@ -107,13 +123,40 @@ def whole_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: in
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _clear(partial: Path) -> None:
+    """Remove what a killed run has left, and nothing else."""
+    if not partial.exists():
+        return
+    record = partial / "run.json"
+    if record.is_file():
+        process = int(json.loads(record.read_text())["process"])
+        if _is_alive(process):
+            raise FileExistsError(f"{partial}: process {process} is writing it: wait for it or name another place")
+    elif not partial.is_dir() or any(partial.iterdir()):
+        raise FileExistsError(f"{partial}: is in the way and no run has left it: move it or name another place")
+    shutil.rmtree(partial)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
 def dated_folder(command: str) -> Path:
     """Return `runs/<command>-<date>-<time>`, where a run goes that was not told where to."""
-    return Path("runs") / f"{command.replace(' ', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+    now = datetime.now()
+    return Path("runs") / f"{command.replace(' ', '-')}-{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
 
 
 def require_free(folder: Path) -> None:
-    """Raise FileExistsError if `folder` is a file or holds anything."""
+    """Raise FileExistsError if `folder` is a file or holds anything, ValueError if it cannot be made as it has no name."""
+    if not folder.name:
+        raise ValueError(f"{folder}: names no folder that could be made: give it a name, as in runs/mine")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists already and is never written over: name another place or remove it")
 
@@ -145,26 +188,12 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that it is there whole or not at all; paths become text, NaN is an error."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows that share their keys as CSV; None becomes an empty cell."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def _record(command: str, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -174,6 +203,7 @@ def _record(command: str, arguments: Mapping[str, Any], seed: int) -> dict[str, 
         "seed": seed,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "process": os.getpid(),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "status": "running",
         "seconds": 0.0,

@@ -13,18 +13,17 @@ last one ended, so errors do not add up. Which token is taken is up to a `Choose
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from .files import write_tensors
 from .geometry import to_global, to_local, wrap_angle
 from .scene import AgentKind, Scene
 
@@ -139,7 +138,8 @@ class MotionVocabulary:
         """
         x, y, heading = motion.unbind(-1)
         features = torch.stack((x, y, heading.cos(), heading.sin(), torch.ones_like(x)), dim=-1)
-        return torch.cat((features, functional.one_hot(kind, len(AgentKind))), dim=-1) @ self._end_features.T
+        with torch.autocast("cpu", enabled=False):  # differences of large squares: bfloat16 would choose another token
+            return torch.cat((features, functional.one_hot(kind, len(AgentKind))), dim=-1) @ self._end_features.T
 
     def decode(self, token: Tensor, pose: Tensor) -> Tensor:
         """Return the poses (..., ticks, 3) after each tick of `token` (...) begun at `pose` (..., 3)."""
@@ -175,10 +175,8 @@ class MotionVocabulary:
 
     def save(self, path: Path) -> None:
         """Write the table to a safetensors file."""
-        partial = path.with_name(path.name + ".partial")
         header = {"worldloop": json.dumps({"vocabulary": VOCABULARY_VERSION})}
-        safetensors.torch.save_file({"motion": self.motion, "kind": self.kind}, partial, metadata=header)
-        os.replace(partial, path)
+        write_tensors(path, {"motion": self.motion, "kind": self.kind}, header)
 
     @classmethod
     def load(cls, path: Path) -> MotionVocabulary:

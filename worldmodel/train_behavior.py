@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,11 +26,14 @@ from torch.nn import functional
 
 from .behavior import Agents, BehaviorConfig, BehaviorModel
 from .data.shards import SceneDataset
+from .files import replacing, write_tensors
 from .open_loop import min_average_displacement, simulate
-from .run import Run, read_metrics, resume_run, seeded_generator, start_run
+from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
 from .scene import AgentKind, PolylineKind, Scene, stack
 from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, build_vocabulary, collect_motions, disturbed
 from .world import LearnedWorld
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Args:
     seed: int = 0
     """Seed of weights, order of data, and noise."""
     resume: bool = False
-    """Go on with a run that was killed; all other arguments must be those it was started with."""
+    """Go on with a run that was killed; all other arguments must be those it was started with, but for --steps: another number
+    ends it earlier or later, and the learning rate falls accordingly."""
 
 
 @dataclass(frozen=True)
@@ -250,11 +253,8 @@ class Trainer:
         tensors |= {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        partial = folder / "checkpoint.safetensors.partial"
-        content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(content, partial, metadata={"step": str(self.step)})
-        os.replace(partial, folder / "checkpoint.safetensors")
         self.average.save_pretrained(folder / "model")
+        write_tensors(folder / CHECKPOINT, tensors, {"step": str(self.step)})
 
     def load(self, folder: Path) -> None:
         """Go on from the folder's checkpoint.
@@ -262,7 +262,7 @@ class Trainer:
         Raises:
             ValueError: there is none, or it is broken or of other sizes.
         """
-        path = folder / "checkpoint.safetensors"
+        path = folder / CHECKPOINT
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -284,7 +284,12 @@ class Trainer:
 
 
 def mirror(scene: Scene) -> Scene:
-    """Return scenes as seen in a mirror along the x axis; road edges and lane outlines keep the road on their left."""
+    """Return scenes as seen in a mirror along the x axis; road edges are turned round, to keep the road on their left.
+
+    Lane links must be gone (`crop` drops them): left and right are not exchanged in them. Nor does the recipe fit any more.
+    """
+    if scene.lane_link_valid.any():
+        raise ValueError("mirror: found lane links, wanted a scene from which `crop` has dropped them")
     points = lambda tensor: tensor * tensor.new_tensor([1.0, -1.0, 1.0])  # noqa: E731
     vectors = {name: points(getattr(scene, name)) for name in ("position", "signal_position", "route", "polyline")}
     edge = (scene.polyline_kind == PolylineKind.ROAD_EDGE)[..., None]
@@ -293,7 +298,8 @@ def mirror(scene: Scene) -> Scene:
     order = torch.where(edge & scene.polyline_valid, last - order, order)
     vectors["polyline"] = vectors["polyline"].gather(2, order[..., None].expand(scene.polyline.shape))
     turned = {name: -getattr(scene, name) for name in ("heading", "signal_heading")}
-    return replace(scene, velocity=scene.velocity * scene.velocity.new_tensor([1.0, -1.0]), **vectors, **turned)
+    velocity = scene.velocity * scene.velocity.new_tensor([1.0, -1.0])
+    return replace(scene, recipe=("",) * len(scene), velocity=velocity, **vectors, **turned)
 
 
 def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: torch.Generator) -> Scene:
@@ -367,10 +373,9 @@ def plot_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
-    os.replace(partial, path)
 
 
 def find_vocabulary(sources: Sequence[Source], args: Args) -> MotionVocabulary:
@@ -393,6 +398,7 @@ def main(args: Args) -> Path:
     Raises:
         ValueError: data or arguments do not fit.
         FileExistsError: the run folder exists and `resume` is not set.
+        FileNotFoundError: `resume` is set and there is no run.
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -402,14 +408,20 @@ def main(args: Args) -> Path:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
         raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
-    if args.resume:
+    if not args.resume:
+        require_free(args.out)
+    recorded = json.loads(json.dumps(asdict(args), default=str))
+    if args.resume and (args.out / CHECKPOINT).is_file():
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
         trainer.load(args.out)
-        run = resume_run(args.out, trainer.step)
+    elif args.start_from:
+        trainer = Trainer(args, BehaviorModel.from_pretrained(args.start_from))
     else:
-        known = BehaviorModel.from_pretrained(args.start_from) if args.start_from else None
-        run = start_run(args.out, "train behavior", json.loads(json.dumps(asdict(args), default=str)), args.seed)
-        trainer = Trainer(args, known or new_model(args, find_vocabulary(sources, args)))
+        trainer = Trainer(args, new_model(args, find_vocabulary(sources, args)))
+    if args.resume:
+        run = resume_run(args.out, trainer.step, recorded, free=("resume", "steps", "evaluate_every"))
+    else:
+        run = start_run(args.out, "train behavior", recorded, args.seed)
     columns = (
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
@@ -425,7 +437,8 @@ def main(args: Args) -> Path:
 
 def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source], run: Run, show: Any) -> dict[str, float]:
     """Run the remaining steps; return the last validation's numbers."""
-    args, recent, clock, results = trainer.args, [], time.monotonic(), {}
+    args, recent, clock = trainer.args, [], time.monotonic()
+    results = next((row for row in reversed(read_metrics(run.folder)) if "validation_loss" in row), {})
     while trainer.step < args.steps:
         scene = draw_batch(sources, args, trainer.model.config.decision_ticks, trainer.generator)
         recent.append(trainer.learn(scene))
@@ -438,6 +451,7 @@ def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source
             results = validate(trainer.average, held_out, args)
             run.log(trainer.step, **results)
             trainer.save(run.folder)
+            run.checkpoint()
             plot_curves(read_metrics(run.folder), run.folder / "learning_curves.png")
             clock = time.monotonic()
     parameters = sum(p.numel() for p in trainer.model.parameters())

@@ -11,19 +11,18 @@ them go straight on; `SumoWorld`, in `sumo.py`, asks SUMO.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .behavior import Agents, BehaviorModel, Cache, MapMemory, sample_tokens
 from .dynamics import Motion
+from .files import write_tensors
 from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
 
 STATE_VERSION = 1
@@ -97,31 +96,33 @@ def logged_state(scenes: Scene, key: Tensor) -> State:
     """Return the state that the log shows at the present; the common start of every world."""
     if key.shape != (len(scenes),) or key.dtype != torch.int64:
         raise ValueError(f"key: found {key.dtype} of shape {tuple(key.shape)}, wanted int64 of shape ({len(scenes)},)")
-    now = HISTORY_STEPS
+    now, step = HISTORY_STEPS, torch.zeros(len(scenes), dtype=torch.int64)
     valid = scenes.valid[:, :, now]
+    signal_state, signal_valid = logged_signals(scenes, step)
     return State(
         scene=scenes,
-        step=torch.zeros(len(scenes), dtype=torch.int64),
+        step=step,
         key=key,
         position=scenes.position[:, :, now],
         heading=scenes.heading[:, :, now],
         velocity=scenes.velocity[:, :, now],
         valid=valid,
         simulated=torch.zeros_like(valid),
-        signal_state=scenes.signal_state[:, :, now],
-        signal_valid=scenes.signal_valid[:, :, now],
+        signal_state=signal_state,
+        signal_valid=signal_valid,
         memory={},
     )
 
 
 def logged_signals(scenes: Scene, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the signals' states and masks (B, S) of the log `step` (B,) ticks after the present; the last one is held."""
-    at = (HISTORY_STEPS + step).clamp(max=scenes.steps - 1)[:, None, None].expand(-1, scenes.signal_state.shape[1], 1)
+    """Return the signals' states and masks (B, S) of the log `step` (B,) ticks after the present; the last known one is held."""
+    last = torch.where(scenes.signal_valid, torch.arange(scenes.steps), 0).amax(-1)  # a batch is as long as its longest log
+    at = torch.minimum((HISTORY_STEPS + step)[:, None], last)[..., None]
     return scenes.signal_state.gather(2, at)[..., 0], scenes.signal_valid.gather(2, at)[..., 0]
 
 
 def place_ego(state: State, ego: Motion) -> State:
-    """Return the state with the ego put where `ego` (B, ...) says; it keeps its height above the ground."""
+    """Return the state with the ego put where `ego` (B, ...) says."""
     row, column = state.scene.ego_row(), state.scene.ego
     if not torch.isfinite(ego.position).all() or not torch.isfinite(ego.heading).all() or not torch.isfinite(ego.velocity).all():
         raise ValueError("ego motion: found NaN or infinity, wanted finite position, heading and velocity")
@@ -334,13 +335,7 @@ def save_state(state: State, path: Path) -> None:
     tensors |= {f"memory.{name}": tensor for name, tensor in state.memory.items()}
     tensors |= {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
     header = {"version": STATE_VERSION, "id": state.scene.id, "recipe": state.scene.recipe}
-    partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
-        partial,
-        metadata={"worldloop": json.dumps(header)},
-    )
-    os.replace(partial, path)
+    write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, {"worldloop": json.dumps(header)})
 
 
 def load_state(path: Path) -> State:

@@ -5,7 +5,8 @@
     shard-00000.safetensors       tensors "<number>/<field>" for every field of `scene.LAYOUT` without the dimension B
 
 Safetensors maps files into memory and reads single tensors lazily, and holds no code as pickle does. A data set is written
-under the name `<folder>.partial` and renamed when it is whole, so a folder under its final name is always whole.
+under the name `<folder>.partial` and renamed when it is whole, so a folder under its final name is always whole. One that is
+overwritten stands aside as `<folder>.former` for the moment of the renaming.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from ..scene import HISTORY_STEPS, LAYOUT, Scene, stack
 FORMAT = "worldloop scenes"
 VERSION = 1
 SCENES_PER_SHARD = 128
+SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+ENTRY = {"id": str, "recipe": str, "file": str, "number": int, "crc32": int}
+"""What is read of an entry of the index."""
 
 
 class DataError(ValueError):
@@ -92,6 +96,7 @@ class ShardWriter:
         """Prepare to write the data set `path`; an existing one is replaced at the end if `overwrite`."""
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        self.former = self.path.with_name(self.path.name + ".former")
         self.overwrite = overwrite
         self.notices: list[str] = []
         self._entries: list[dict[str, Any]] = []
@@ -105,6 +110,13 @@ class ShardWriter:
         Raises:
             DataError: the destination exists and may not be overwritten, or something foreign is in the way.
         """
+        if self.former.exists():  # a kill came between the two renames of an overwriting import
+            _require_ours(self.former)
+            if not self.path.exists():
+                os.replace(self.former, self.path)
+                self.notices.append(f"{self.path}: put back as it was before an interrupted import")
+            else:
+                shutil.rmtree(self.former)
         if self.path.exists():
             if not self.overwrite:
                 raise DataError(f"{self.path}: exists already: choose another destination or pass overwrite")
@@ -129,7 +141,8 @@ class ShardWriter:
         """Append every scene of a batch; `source` says where it comes from.
 
         Raises:
-            DataError: an id is there already, or the disk is full.
+            DataError: an id is there already.
+            OSError: the disk is full.
         """
         for row in range(len(scenes)):
             scene = trim(scenes.take([row]).validate())
@@ -175,15 +188,16 @@ class ShardWriter:
         if self.path.exists():
             if not self.overwrite:
                 raise DataError(f"{self.path}: was made by someone else meanwhile: choose another destination")
-            shutil.rmtree(self.path)
+            os.replace(self.path, self.former)
         os.replace(self.partial, self.path)
+        shutil.rmtree(self.former, ignore_errors=True)
 
 
 def _require_ours(folder: Path) -> None:
     """Raise unless `folder` holds nothing but what ShardWriter writes: a foreign folder is never deleted."""
     foreign = None if folder.is_dir() else folder.name
     for entry in folder.iterdir() if foreign is None else ():
-        if not re.fullmatch(r"index\.json|shard-\d{5,}\.safetensors", entry.name):
+        if entry.name != "index.json" and not SHARD_NAME.fullmatch(entry.name):
             foreign = entry.name
     if foreign is not None:
         raise DataError(f"{folder}: holds {foreign}, which no import wrote, so it is not overwritten: choose another destination")
@@ -236,11 +250,11 @@ class SceneDataset:
         """Return the number of the scene called `name`.
 
         Raises:
-            KeyError: there is none; the message names the nearest ones.
+            DataError: there is none; the message names the nearest ones.
         """
         if name not in self._number:
             nearest = difflib.get_close_matches(name, self.ids, n=3, cutoff=0.0)
-            raise KeyError(f"{self.path}: no scene {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
+            raise DataError(f"{self.path}: no scene {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
         return self._number[name]
 
     def sizes(self) -> dict[str, int]:
@@ -273,7 +287,7 @@ class SceneDataset:
         """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
 
         Raises:
-            KeyError: an id is unknown. IndexError: a number is out of range. DataError: a shard is damaged.
+            DataError: an id is unknown, or a shard is damaged. IndexError: a number is out of range.
         """
         chosen = [which] if isinstance(which, int | str) else which
         numbers = [self.index_of(one) if isinstance(one, str) else int(one) for one in chosen]
@@ -287,11 +301,11 @@ class SceneDataset:
         """Return the data set of the scenes whose id starts with `pattern` or matches it as a glob (`*`, `?`, `[...]`).
 
         Raises:
-            KeyError: no id matches.
+            DataError: no id matches.
         """
         chosen = [e for e in self.entries if e["id"].startswith(pattern) or fnmatch.fnmatchcase(e["id"], pattern)]
         if not chosen:
-            raise KeyError(f"{self.path}: no scene matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
+            raise DataError(f"{self.path}: no scene matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
         part = SceneDataset.__new__(SceneDataset)
         part.path, part._files = self.path, self._files
         part._set_entries(chosen)
@@ -322,9 +336,14 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise DataError(f"{file}: is no JSON ({error}): import the data again") from error
     _check_header(index, file)
-    if not index.get("scenes"):
+    scenes = index.get("scenes")
+    if not scenes or not isinstance(scenes, list):
         raise DataError(f"{file}: lists no scenes: import the data again")
-    return index["scenes"]
+    for number, entry in enumerate(scenes):
+        wrong = [name for name, kind in ENTRY.items() if not isinstance(entry, dict) or type(entry.get(name)) is not kind]
+        if wrong or not SHARD_NAME.fullmatch(entry["file"]):
+            raise DataError(f"{file}: scene {number} lacks a proper {(wrong or ['file'])[0]}: import the data again")
+    return scenes
 
 
 def _check_header(header: Any, file: Path) -> None:
