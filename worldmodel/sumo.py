@@ -29,7 +29,7 @@ import torch
 from .networks import TEMPLATES
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
 from .sumo_map import LETTER_STATES, POINTS, LaneUse, RoadMap, read_road_map, route_centreline
-from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, source_inputs
+from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, require_sumo, source_inputs
 from .sumo_world import SumoWorld
 
 __all__ = ["TEMPLATES", "MissingDependencyError", "SumoWorld", "generate"]
@@ -74,6 +74,7 @@ def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, eg
     ):
         if value < least:
             raise ValueError(f"{name}: found {value}, wanted at least {least}")
+    require_sumo()
     is_config = Path(source).suffix == ".sumocfg"
     if is_config and not Path(source).is_file():
         raise FileNotFoundError(f"{source}: there is no such file: give the path of a .sumocfg or one of {', '.join(TEMPLATES)}")

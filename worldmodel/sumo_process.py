@@ -68,6 +68,9 @@ _DETECTORS = frozenset(
 )
 
 
+REMEDY = 'pip install "worldloop[sumo]" (in a clone: pip install ".[sumo]", see the README)'
+
+
 class MissingDependencyError(ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
@@ -76,14 +79,14 @@ def require_sumo() -> None:
     """Raise MissingDependencyError if SUMO is not installed, without loading it."""
     for name in ("libsumo", "sumo"):
         if importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(f'SUMO is not installed (no module {name}): pip install "worldloop[sumo]"')
+            raise MissingDependencyError(f"SUMO is not installed (no module {name}): {REMEDY}")
 
 
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingDependencyError(f'SUMO cannot be used ({error}): pip install "worldloop[sumo]"') from error
+        raise MissingDependencyError(f"SUMO cannot be used ({error}): {REMEDY}") from error
 
 
 @dataclass(frozen=True)

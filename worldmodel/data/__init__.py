@@ -75,6 +75,8 @@ def find_files(format: str, path: str | Path) -> list[Path]:
         DataError: there is none.
     """
     path, patterns = Path(path), reader(format).PATTERNS
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
     if path.is_file():
         return [path]
     found = sorted({file for pattern in patterns for file in path.glob(pattern)}) if path.is_dir() else []
