@@ -117,24 +117,30 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
     """Return the summary of a fidelity run as Markdown: what was scored, how, and a row for each world."""
     arguments = record["arguments"]
     scenes = ", ".join(f"`{_without_folders(source)}`" for source in arguments["scenes"])
+    results = record["results"]
+    first, last = (f"{steps / 10:g}" for steps in results["steps"])
     lines = [
-        f"{record['results']['worlds'][0]['scenes']} validation scenes ({scenes}), {arguments['rollouts']} futures each, up to "
-        f"{arguments['horizon'] / 10:g} s or the end of the log, the ego on its log; temperature {arguments['temperature']:g}, "
-        f"top-p {arguments['top_p']:g}. In brackets: 95 % interval, bootstrap over scenes.",
+        f"{results['worlds'][0]['scenes']} validation scenes ({scenes}), {results['objects']} scored road users, "
+        f"{arguments['rollouts']} futures each over {first} to {last} s (as far as the log goes), the recording car too; "
+        f"temperature {arguments['temperature']:g}, top-p {arguments['top_p']:g}. RMM: realism meta-metric of the Waymo sim "
+        f"agents challenge {results['config']}. In brackets: 95 % interval, bootstrap over scenes.",
         "",
-        "| world | minADE, 3 s (m) | minADE, whole (m) | agents that collide (%) | vehicles that leave the road (%) |",
-        "|---|---|---|---|---|",
+        "| world | RMM | of the log's | minADE (m) | collide (%) | leave the road (%) |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in record["results"]["worlds"]:
+    for row in results["worlds"]:
         cells = [row["world"]]
-        for name in ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate"):
-            if row[name] is None:  # nobody was scored
-                cells.append("no road edges" if name == "off_road_rate" else "n/a")
+        for name in ("rmm", "rmm_ratio", "min_ade", "collision_rate", "off_road_rate"):
+            if row[name] is None:
+                cells.append("no road edges" if name == "off_road_rate" else "no such value")
                 continue
-            scale = 100 if name.endswith("rate") else 1
-            value, low, high = (scale * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-            cells.append(f"{value:.2f} [{low:.2f}, {high:.2f}]")
+            scale, places = (100, 1) if name.endswith("rate") else (1, 2 if name == "min_ade" else 3)
+            value, low, high = (f"{scale * row[key]:.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
+            cells.append(f"{value} [{low}, {high}]")
         lines.append(f"| {' | '.join(cells)} |")
+    left_out = ", ".join(f"{name.replace('_', ' ')} ({count} scenes)" for name, count in results["left_out"].items())
+    if left_out:
+        lines += ["", f"Left out of the RMM where the data has no such value: {left_out}."]
     return "\n".join(lines)
 
 

@@ -45,7 +45,9 @@ class Import:
     """
 
     format: Positional[str]
-    """What the recordings are: pandaset (reconstructed NNN.json.gz) or commonroad (2018b/2020a XML, also gzipped)."""
+    """What the recordings are: pandaset (reconstructed NNN.json.gz), commonroad (2018b/2020a XML, also gzipped), waymo (Open
+    Motion: TFRecords of Scenario), gpudrive (its JSON, also gzipped), argoverse2 (motion forecasting: parquet with its map beside
+    it), or scenarionet (pickled, or as JSON)."""
     src: Positional[Path]
     """Folder of recordings, or one file."""
     dst: Positional[Path]

@@ -1,9 +1,12 @@
-"""`worldloop fidelity`: how near a world's futures come to recorded ones, beside constant velocity and the log itself.
+"""`worldloop fidelity`: how realistic a world's futures are, beside rules, constant velocity and the log itself.
 
-The ego follows its log; everyone else valid at the present is simulated six times, over 8 s or for as long as the log goes on.
-Scored are the agents of `open_loop.scored_agents`. Three figures: minADE over 3 s and over the whole horizon; the share of agents
-that overlap another one at some time and did not at the present; the share of vehicles whose centre leaves the road at some time
-and that were on it at the present (where the map has road edges).
+Everyone valid at the present is simulated, the recording car too, 32 times over 8 s or for as long as the log goes on. Scored are
+the agents of `open_loop.scored_agents`, and the recording car. Figures, each a mean over scenes:
+
+- the realism meta-metric and its likelihoods (`envs/realism.py`), and its ratio to what the log itself gets as a simulation;
+- minADE over 3 s and over the whole horizon;
+- the share of scored objects and futures in which one overlaps another at some time, leaves the road with a corner, or crosses a
+  stop line at red: the events of the meta-metric, so the log has its share of them too.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -18,15 +22,45 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ..envs.measures import agent_collisions, agent_off_road, road_edges
+from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, histogram_counts, meta_metric, score_realism
+from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
+from ..renderers.distributions import draw_distribution
 from ..worldmodel.data import SceneDataset
-from ..worldmodel.open_loop import min_average_displacement, scored_agents, simulate
+from ..worldmodel.files import write_json
+from ..worldmodel.idm import IdmWorld
+from ..worldmodel.open_loop import (
+    Futures,
+    Simulator,
+    logged_futures,
+    min_average_displacement,
+    scored_agents,
+    simulate,
+)
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run, write_csv
-from ..worldmodel.scene import AgentKind, Scene
-from ..worldmodel.world import TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State, World
+from ..worldmodel.scene import TIME_STEP, Scene
+from ..worldmodel.world import TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 
-FIGURES = ("min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
-"""Columns of the table, each a sum over agents divided by how many agents it holds for."""
+LOG = "log"
+"""The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
+
+FIGURES = ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate", "red_light_rate", *FEATURES)
+"""Columns of the summary, each with a `_low` and `_high` end of its 95 % interval."""
+
+RULE = (
+    "the recording car, and every road user valid at the present that moves more than 1 m in the log or is within 20 m of it; "
+    "no static objects"
+)
+"""Which objects are scored."""
+
+UNITS = {
+    "linear_speed": "m/s",
+    "linear_acceleration": "m/s²",
+    "angular_speed": "rad/s",
+    "angular_acceleration": "rad/s²",
+    "distance_to_nearest_object": "m",
+    "time_to_collision": "s",
+    "distance_to_road_edge": "m",
+}
 
 RESAMPLES = 1000
 """Bootstrap resamples of scenes for the 95 % intervals."""
@@ -34,10 +68,11 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Measure how near the learned world comes to recorded traffic.
+    """Measure how realistic the learned world's traffic is.
 
-    Prints a table: the learned world, constant velocity, and the log itself. Writes a run folder with run.json, summary.csv and
-    scenes.csv (one row for each scene and world).
+    Prints tables: the learned world, the intelligent driver model along the lanes, constant velocity, and the log itself. Writes
+    a run folder with run.json, summary.csv, scenes.csv (one row for each scene and world), distributions.json, and a picture of
+    every feature's distribution.
 
     Example: worldloop fidelity --scenes scenes/pandaset:pandaset/06* scenes/ngsim:*Peach*
     """
@@ -46,8 +81,10 @@ class Fidelity:
     """Data sets, FOLDER or FOLDER:GLOB for the scenes with such ids."""
     weights: Path | None = None
     """Model folder; the shipped one if not given."""
-    rollouts: int = 6
-    """Futures for each scene; the best one counts for minADE."""
+    config: Literal[2024, 2025] = 2025
+    """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
+    rollouts: int = 32
+    """Futures for each scene."""
     horizon: int = 80
     """Steps of 0.1 s at the most; shorter where the log ends earlier."""
     temperature: float = TEMPERATURE
@@ -60,88 +97,189 @@ class Fidelity:
     """Run folder, runs/fidelity-DATE if not given."""
 
 
+Row = dict[str, Any]
+
+
 @torch.no_grad()
-def score(world: World, scene: Scene, rollouts: int, horizon: int, generator: torch.Generator) -> dict[str, float]:
-    """Return sums and counts of every figure for one scene (B = 1): `<figure>_sum` and `<figure>_count`."""
-    steps = min(horizon, int(ReplayWorld().horizon(scene)[0]))
-    edges = road_edges(scene.repeat(rollouts))
-    ever: dict[str, list[Tensor]] = {"collision": [], "off_road": []}
-
-    def watch(state: State) -> None:
-        ever["collision"].append(agent_collisions(state))
-        ever["off_road"].append(agent_off_road(state, edges))
-
-    futures = simulate(world, scene, rollouts, steps, generator, watch)
-    scored = scored_agents(scene).repeat_interleave(rollouts, dim=0)
-    result: dict[str, float] = {}
-
-    def enter(name: str, values: Tensor, counted: Tensor) -> None:
-        result[f"{name}_sum"] = float(values[counted].sum())
-        result[f"{name}_count"] = float(counted.sum())
-
-    enter("min_ade_3s", *min_average_displacement(futures, scene, 30))
-    enter("min_ade", *min_average_displacement(futures, scene, steps))
-    history = torch.stack(ever["collision"])
-    enter("collision_rate", history[1:].any(0), scored & ~history[0])
-    history = torch.stack(ever["off_road"])
-    vehicle = scene.kind.repeat(rollouts, 1) == AgentKind.VEHICLE
-    on_road = scored & ~history[0] & edges.valid.any(dim=1, keepdim=True) & vehicle
-    enter("off_road_rate", history[1:].any(0), on_road)
-    return result
+def score(futures: Futures, scene: Scene, logged: ObjectFeatures) -> tuple[Row, ObjectFeatures]:
+    """Return the figures of one scene (B = 1) without those that need other scenes, and the futures' features."""
+    steps, scored = futures.valid.shape[-1], scored_agents(scene, ego_too=True)
+    simulated = object_features(scene, futures, scored)
+    result = score_realism(simulated, logged)
+    row: Row = {"scene": scene.id[0], "steps": steps, "objects": int(scored.sum()), "signals": bool(logged.signals[0])}
+    for name, seconds in (("min_ade_3s", min(30, steps)), ("min_ade", steps)):
+        error, counted = min_average_displacement(futures, scene, seconds, ego_too=True)
+        row[name] = float(error[counted].mean()) if counted.any() else None
+    row["collision_rate"] = float(result.collision_rate[0])
+    row["off_road_rate"] = float(result.off_road_rate[0]) if logged.edges[0] else None
+    row["red_light_rate"] = float(result.red_light_rate[0]) if logged.signals[0] else None
+    row |= {
+        name: float(likelihood) if counted else None
+        for name, likelihood, counted in zip(FEATURES, result.likelihood[0], result.counted[0], strict=True)
+    }
+    # Without signals nobody runs a red light; whether that counts depends on the other scenes, see `finish_rows`.
+    row["traffic_light_violation"] = float(result.likelihood[0, FEATURES.index("traffic_light_violation")])
+    return row, simulated
 
 
-def summarise(rows: Sequence[dict[str, float]], seed: int) -> dict[str, float | None]:
+def finish_rows(rows: Sequence[Row], year: int) -> None:
+    """Enter the meta-metric into the rows of one data set and world; its red lights count if any of its scenes has signals."""
+    if not any(row["signals"] for row in rows):
+        for row in rows:
+            row["traffic_light_violation"] = None
+    for row in rows:
+        likelihood = torch.tensor([row[name] or 0.0 for name in FEATURES], dtype=torch.float64)
+        counted = torch.tensor([row[name] is not None for name in FEATURES])
+        row["rmm"] = float(meta_metric(likelihood, counted, year))
+
+
+def summarise(rows: Sequence[Row], log_rows: Sequence[Row], seed: int) -> Row:
     """Return each figure over all scenes with its 95 % interval (percentile bootstrap over scenes); None where nothing counts."""
-    generator = seeded_generator(seed, "bootstrap")
-    drawn = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=generator)
-    result: dict[str, float | None] = {"scenes": len(rows)}
+    drawn = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=seeded_generator(seed, "bootstrap"))
+    result: Row = {"scenes": len(rows)}
     for name in FIGURES:
-        sums = torch.tensor([row[f"{name}_sum"] for row in rows], dtype=torch.float64)
-        counts = torch.tensor([row[f"{name}_count"] for row in rows], dtype=torch.float64)
-        if counts.sum() == 0:
+        above, below = ("rmm", log_rows) if name == "rmm_ratio" else (name, rows)
+        value = torch.tensor([row[above] or 0.0 for row in rows], dtype=torch.float64)
+        if name == "rmm_ratio":
+            weight = torch.tensor([row["rmm"] for row in below], dtype=torch.float64)
+        else:
+            weight = torch.tensor([float(row[name] is not None) for row in below], dtype=torch.float64)
+        if weight.sum() == 0:
             result |= {name: None, f"{name}_low": None, f"{name}_high": None}
             continue
-        means = sums[drawn].sum(1) / counts[drawn].sum(1).clamp(min=1)
+        totals = weight[drawn].sum(1)
+        means = (value[drawn].sum(1) / totals)[totals > 0]
         low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        result |= {name: float(sums.sum() / counts.sum()), f"{name}_low": low, f"{name}_high": high}
+        result |= {name: float(value.sum() / weight.sum()), f"{name}_low": low, f"{name}_high": high}
     return result
+
+
+def shares(features: ObjectFeatures, asked: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return by feature how many values fall into each bin: those that are asked (N, T), or all; events count once a future."""
+    counts = {}
+    for name in FEATURES:
+        where = features.defined[name] if asked is None else asked[name][:, None]
+        if name in INDICATIONS:
+            happens = ever(features, name, where.any(1))
+            counts[name] = torch.stack(((~happens).sum(), happens.sum())).double()
+        else:
+            counts[name] = histogram_counts(name, features.values[name], where.expand_as(features.defined[name])).double().sum(0)
+    return counts
 
 
 def run_fidelity(args: Fidelity) -> None:
-    """Score all worlds on all scenes with a progress bar; print the table and write the run folder."""
+    """Score all worlds on all scenes with a progress bar; print the tables and write the run folder.
+
+    Raises:
+        ValueError: an argument is out of range, or a scene's log ends at the present.
+    """
     if args.rollouts < 1 or args.horizon < 1:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
-    sources = [SceneDataset.named(text) for text in args.scenes]
-    worlds: dict[str, World] = {
+    sources = {text: SceneDataset.named(text) for text in args.scenes}
+    worlds: dict[str, Simulator | None] = {
         "learned": LearnedWorld.from_pretrained(args.weights, args.temperature, args.top_p),
+        "IDM along the lane": IdmWorld(),
         "constant velocity": ConstantVelocityWorld(),
-        "log": ReplayWorld(),
+        LOG: None,
     }
     out = args.out or dated_folder("fidelity")
     with whole_run(out, "fidelity", asdict(args), args.seed) as run:
-        rows = []
-        scenes = [(source, number) for source in sources for number in range(len(source))]
-        for source, number in track(scenes, "scoring", console=Console(stderr=True)):
-            scene = source.load(number)
-            for name, world in worlds.items():
-                generator = seeded_generator(args.seed, f"fidelity {scene.id[0]}")
-                rollouts = 1 if name == "log" else args.rollouts
-                rows.append({"scene": scene.id[0], "world": name} | score(world, scene, rollouts, args.horizon, generator))
-        summary = [{"world": name} | summarise([row for row in rows if row["world"] == name], args.seed) for name in worlds]
+        rows: list[Row] = []
+        counts: dict[str, dict[str, Tensor]] = {}
+        scenes = [(text, number) for text, source in sources.items() for number in range(len(source))]
+        for text, number in track(scenes, "scoring", console=Console(stderr=True)):
+            rows += _score_scene(args, sources[text].load(number), text, worlds, counts)
+        for text in sources:
+            for name in worlds:
+                finish_rows([row for row in rows if (row["data_set"], row["world"]) == (text, name)], args.config)
+        by_world = {name: [row for row in rows if row["world"] == name] for name in worlds}
+        summary = [{"world": name} | summarise(found, by_world[LOG], args.seed) for name, found in by_world.items()]
         write_csv(run.folder / "scenes.csv", rows)
         write_csv(run.folder / "summary.csv", summary)
-        run.finish({"worlds": summary})
-    table = Table("world", "minADE 3 s (m)", "minADE whole (m)", "collisions", "off road", title=f"{len(scenes)} scenes")
-    for row in summary:
-        table.add_row(str(row["world"]), *(_cell(row, name) for name in FIGURES))
-    console = Console(highlight=False)
+        _write_distributions(counts, run.folder)
+        results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
+        run.finish(results)
+    _print_tables(results, out)
+
+
+def _score_scene(
+    args: Fidelity, scene: Scene, text: str, worlds: Mapping[str, Simulator | None], counts: dict[str, dict[str, Tensor]]
+) -> list[Row]:
+    """Return a row for each world, and add what it does to the counts of its features."""
+    steps = min(args.horizon, int(ReplayWorld().horizon(scene)[0]))
+    if steps < 1:
+        raise ValueError(f"{scene.id[0]}: its log ends at the present, so there is no future to compare with: leave it out")
+    logged = object_features(scene, logged_futures(scene, steps), scored_agents(scene, ego_too=True))
+    found, rows = {"recorded": shares(logged, asked_steps(logged))}, []
+    for name, world in worlds.items():
+        if world is None:
+            held = logged_futures(scene, steps, held=True)
+            futures = held.map(lambda tensor: tensor.expand(-1, args.rollouts, *tensor.shape[2:]))
+        else:
+            generator = seeded_generator(args.seed, f"fidelity {scene.id[0]}")
+            futures = simulate(world, scene, args.rollouts, steps, generator, drive_ego=True)
+        row, simulated = score(futures, scene, logged)
+        rows.append({"data_set": text, "world": name} | row)
+        found[name] = shares(simulated)
+    for name, features in found.items():
+        sums = counts.setdefault(name, {})
+        for feature, count in features.items():
+            sums[feature] = sums[feature] + count if feature in sums else count
+    return rows
+
+
+def _conditions(rows: Sequence[Row], year: int) -> Row:
+    """What a reader of the figures has to know: horizon, objects, and in how many scenes which term is left out."""
+    terms = [name for name in FEATURES if WEIGHTS[year][name] > 0]
+    missing = {name: sum(row[name] is None for row in rows) for name in terms}
+    return {
+        "steps": [min(row["steps"] for row in rows), max(row["steps"] for row in rows)],
+        "objects": sum(row["objects"] for row in rows),
+        "rule": RULE,
+        "left_out": {name: count for name, count in missing.items() if count},
+    }
+
+
+def _write_distributions(counts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
+    """Write distributions.json and a PNG for every feature that there is a value of."""
+    (folder / "distributions").mkdir()
+    record: dict[str, Any] = {}
+    for name in FEATURES:
+        low, high, bins = HISTOGRAMS.get(name, (-0.5, 1.5, 2))
+        edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
+        found = {
+            world: (of[name] / of[name].sum()).tolist() for world, of in counts.items() if of[name].sum() > 0 and world != LOG
+        }
+        recorded = found.pop("recorded", None)
+        if recorded is None:
+            continue
+        record[name] = {"edges": edges, "recorded": recorded, "worlds": found}
+        title = name.replace("_", " ")
+        draw_distribution(folder / "distributions" / f"{name}.png", title, edges, recorded, found, UNITS.get(name, ""))
+    write_json(folder / "distributions.json", record)
+
+
+def _print_tables(results: Mapping[str, Any], out: Path) -> None:
+    console, worlds = Console(highlight=False), results["worlds"]
+    shortest, longest = (f"{TIME_STEP * steps:g}" for steps in results["steps"])
+    table = Table("world", f"RMM {results['config']}", "of the log's", "minADE 3 s (m)", "minADE (m)", "collisions", "off road")
+    table.title = f"{worlds[0]['scenes']} scenes, {results['objects']} objects, {shortest} to {longest} s"
+    for row in worlds:
+        table.add_row(str(row["world"]), *(_cell(row, name) for name in FIGURES[:6]))
     console.print(table)
+    table = Table("likelihood", *(str(row["world"]) for row in worlds))
+    for name in FEATURES:
+        table.add_row(name.replace("_", " "), *(_cell(row, name) for row in worlds))
+    console.print(table)
+    for name, count in results["left_out"].items():
+        console.print(f"{name} left out of the meta-metric in {count} scenes that have no such value", markup=False)
+    console.print(f"scored: {results['rule']}", markup=False)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False)
 
 
-def _cell(row: Mapping[str, str | float | None], name: str) -> str:
+def _cell(row: Mapping[str, Any], name: str) -> str:
     if row[name] is None:
-        return "no road edges"
-    scale, unit = (100, " %") if name.endswith("rate") else (1, "")
-    value, low, high = (scale * float(row[key] or 0) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.2f}{unit} [{low:.2f}, {high:.2f}]"
+        return "none"
+    scale, unit, places = (100, " %", 1) if name.endswith("rate") else (1, "", 3 if name in FEATURES or "rmm" in name else 2)
+    value, low, high = (f"{scale * float(row[key]):.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value}{unit} [{low}, {high}]"

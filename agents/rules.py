@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..envs.observation import signals_along
 from ..worldmodel.behavior import hashed_uniform
-from ..worldmodel.dynamics import KinematicBicycle, Motion, forward_speed
+from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, polyline_direction, project_on_polyline, to_local, wrap_angle
 from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, SignalState
 from ..worldmodel.world import State
@@ -112,22 +112,14 @@ class IdmPolicy:
 
     Attributes:
         free_speed: wanted speed in m/s where the lane has no limit (50 km/h), or the log's speed if that is higher.
-        time_headway: T, seconds to the leader (paper: 1.6).
-        standstill_gap: s0, metres between bumpers at rest (paper: 2).
-        acceleration: a, m/s2 (paper: 0.73, for motorways; 1.5 starts at signals as people do).
-        comfortable_braking: b, m/s2 (paper: 1.67).
-        hardest_braking: m/s2, what an emergency gets.
+        driver: how hard it accelerates behind others.
         lateral: largest lateral acceleration in bends, m/s2.
         margin: metres of air on each side of the ego's box.
         foresight: seconds for which others are foreseen.
     """
 
     free_speed: float = 50 / 3.6
-    time_headway: float = 1.6
-    standstill_gap: float = 2.0
-    acceleration: float = 1.5
-    comfortable_braking: float = 1.67
-    hardest_braking: float = 8.0
+    driver: IntelligentDriver = IntelligentDriver()
     lateral: float = 2.0
     margin: float = 0.3
     foresight: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
@@ -140,13 +132,7 @@ class IdmPolicy:
             torch.cat(parts, dim=1)
             for parts in zip(self._others(state, path, speed), self._signals(state, path, speed), strict=True)
         )
-        wanted = self._wanted_speed(state, path)
-        free = self.acceleration * (1 - (speed / wanted.clamp(min=0.1)) ** 4)
-        free = free.clamp(min=-self.comfortable_braking)
-        braking_term = speed[:, None] * closing / (2 * math.sqrt(self.acceleration * self.comfortable_braking))
-        desired_gap = self.standstill_gap + (speed[:, None] * self.time_headway + braking_term).clamp(min=0)
-        tightest = (desired_gap / gap.clamp(min=0.1)).amax(dim=1)
-        acceleration = (free - self.acceleration * tightest.square()).clamp(min=-self.hardest_braking)
+        acceleration = self.driver.response(speed, self._wanted_speed(state, path), gap, closing)
         return _bounded(acceleration, _pursue(state, speed))
 
     def _others(self, state: State, path: RouteAhead, speed: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,10 +166,10 @@ class IdmPolicy:
         arc, holds = signals_along(scene, path.points, path.valid)
         room = arc - path.ego_arc[:, None] - 0.5 * scene.size[row, scene.ego, 0][:, None]
         needed = speed[:, None].square() / (2 * room.clamp(min=0.1))
-        stop = (state.signal_state == SignalState.STOP) & (needed < self.hardest_braking)
-        caution = (state.signal_state == SignalState.CAUTION) & (needed < self.comfortable_braking)
+        stop = (state.signal_state == SignalState.STOP) & (needed < self.driver.hardest_braking)
+        caution = (state.signal_state == SignalState.CAUTION) & (needed < self.driver.comfortable_braking)
         binding = state.signal_valid & holds & (arc > path.ego_arc[:, None]) & (arc < PATH_BEHIND + PATH_AHEAD)
-        gap = room + self.standstill_gap - 1.0  # the front comes to rest one metre before the line
+        gap = room + self.driver.standstill_gap - 1.0  # the front comes to rest one metre before the line
         return torch.where(binding & (stop | caution), gap, torch.inf), speed[:, None].expand_as(gap)
 
     def _wanted_speed(self, state: State, path: RouteAhead) -> Tensor:
@@ -192,7 +178,7 @@ class IdmPolicy:
         wanted = torch.where(known, limit, _logged_speed(state).clamp(min=self.free_speed))
         bend = wrap_angle(path.heading[:, 3:] - path.heading[:, :-3]).abs() / (3 * PATH_SPACING)
         distance = (torch.arange(bend.shape[1]) * PATH_SPACING - PATH_BEHIND).clamp(min=0.0)
-        allowed = (self.lateral / bend.clamp(min=1e-3) + 2 * self.comfortable_braking * distance).sqrt()
+        allowed = (self.lateral / bend.clamp(min=1e-3) + 2 * self.driver.comfortable_braking * distance).sqrt()
         return torch.minimum(wanted, allowed.amin(dim=1))
 
 

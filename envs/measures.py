@@ -1,7 +1,7 @@
 """Measures: what happened in a step, each defined once, batched over scenes.
 
-Reward, the end of an episode and evaluation all read the numbers of `ego_measures`; evaluation of the world reads
-`agent_collisions` and `agent_off_road`. What a measure needs from before is an `EgoPast`, a plain record:
+Reward, the end of an episode and evaluation all read the numbers of `ego_measures`; `realism.py` measures how real the others
+are. What a measure needs from before is an `EgoPast`, a plain record:
 
     past = start_past(state)
     ... state = world.step(...)
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..worldmodel.dynamics import forward_speed
 from ..worldmodel.geometry import box_corners, boxes_overlap, project_on_polyline, signed_distance_to_edges, wrap_angle
 from ..worldmodel.raster import distance_to_segment, lowest
-from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, TensorBatch
+from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, PolylineKind, Scene, TensorBatch
 from ..worldmodel.world import State
 
 OFF_ROAD_TOLERANCE = 0.3
@@ -241,25 +241,3 @@ def ego_edge_distance(state: State, edges: RoadEdges) -> Tensor:
     segment = edges.segment[torch.arange(len(state))[:, None], near]
     corners = box_corners(ego.position, ego.heading, scene.size[scene.ego_row(), scene.ego])
     return signed_distance_to_edges(corners, segment, valid[..., None].expand(-1, -1, 2)).amax(dim=1)
-
-
-def agent_collisions(state: State) -> Tensor:
-    """Return whether the box of each agent (B, A) overlaps that of any other valid agent."""
-    place, reach = state.position[..., :2], 0.5 * state.scene.size[..., :2].norm(dim=-1)
-    both = state.valid[:, :, None] & state.valid[:, None] & ~torch.eye(state.valid.shape[1], dtype=torch.bool)
-    # Few pairs are near enough to touch: only those are compared corner by corner.
-    close = (place[:, :, None] - place[:, None]).norm(dim=-1) < reach[:, :, None] + reach[:, None]
-    row, one, other = (both & close).nonzero(as_tuple=True)
-    corners = box_corners(state.position, state.heading, state.scene.size)
-    overlap = boxes_overlap(corners[row, one], corners[row, other])
-    return torch.zeros_like(state.valid).index_put((row[overlap], one[overlap]), torch.tensor(True))
-
-
-def agent_off_road(state: State, edges: RoadEdges | None = None) -> Tensor:
-    """Return whether the centre of each valid vehicle (B, A) lies beyond the road's edge; false where a map has no edges.
-
-    The centre and not a corner is asked, because logged boxes and mapped kerbs are only good to some decimetres.
-    """
-    edges = road_edges(state.scene) if edges is None else edges
-    distance = signed_distance_to_edges(state.position[..., :2], edges.segment, edges.valid[..., None].expand(-1, -1, 2))
-    return (distance > 0) & state.valid & (state.scene.kind == AgentKind.VEHICLE)

@@ -131,7 +131,7 @@ def test_unknown_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "rollout", "--world", "replay", "--scenes", f"{roads}:hand/9")
     assert "no scene matches 'hand/9'" in message
     assert "does not exist" in refused(capsys, "rollout", "--world", "replay", "--scenes", "nowhere")
-    assert "unknown format 'waymo'" in refused(capsys, "data", "import", "waymo", roads, "there")
+    assert "unknown format 'dxf'" in refused(capsys, "data", "import", "dxf", roads, "there")
     assert "unknown network template 'moon'" in refused(capsys, "data", "generate", "there", "--templates", "moon")
     assert "nowhere.sumocfg: there is no such file" in refused(capsys, "data", "generate", "there", "--config", "nowhere.sumocfg")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from worldloop.worldmodel.data import DataError, Skipped, find_files, read
+from worldloop.worldmodel.data import DataError, Skipped, compressed, find_files, read
 from worldloop.worldmodel.geometry import signed_distance_to_edges, wrap_angle
 from worldloop.worldmodel.scene import AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState
 
@@ -293,6 +294,36 @@ def test_2020a_signals_signs_and_intersections(tmp_path: Path):
     assert lines_of(scene, PolylineKind.JUNCTION_LANE)
 
 
+def test_large_coordinates_lose_nothing(tmp_path: Path):
+    """The same place near the origin and where UTM has it is the same scene in another frame."""
+    parts = (obstacle(100, -50, 0, 10, version="2020a"), obstacle(101, 3, 9, 0, steps=1, version="2020a"), TRAFFIC_LIGHT)
+    near = scenario(*parts, version="2020a")
+
+    def move(text: str, tag: str, by: float) -> str:
+        return re.sub(f"<{tag}>(.*?)</{tag}>", lambda found: f"<{tag}>{float(found[1]) + by}</{tag}>", text)
+
+    far = move(move(near.decode(), "x", 691000.0), "y", 5335000.0).encode()
+    here, there = only(tmp_path, near), only(tmp_path, far)
+    offset = here.polyline[0, 0, 0] - there.polyline[0, 0, 0]
+    assert torch.equal(offset, offset.round())
+    for name in ("position", "signal_position", "route"):
+        torch.testing.assert_close(getattr(here, name), getattr(there, name) + offset, atol=1e-4, rtol=0)
+    for kind in PolylineKind:  # the border of a union may begin elsewhere, so the nearest points are compared
+        first, second = (torch.cat([*lines_of(scene, kind), torch.zeros(1, 3)])[:-1] for scene in (here, there))
+        assert len(first) == len(second)
+        assert not len(first) or torch.cdist(first, second + offset).amin(1).max() < (
+            0.5 if kind == PolylineKind.ROAD_EDGE else 1e-4
+        )
+    for name in ("velocity", "heading", "valid", "lane_link", "polyline_kind", "signal_lane", "signal_state", "lane_width"):
+        torch.testing.assert_close(getattr(here, name), getattr(there, name), atol=1e-3, rtol=0)
+    assert there.polyline.abs().max() < 200
+
+
+def test_small_coordinates_stay_as_they_are(tmp_path: Path):
+    scene = only(tmp_path, scenario(*CARS))
+    assert scene.polyline[0, :, 0, 0].min() == -60
+
+
 def test_2020a_crosswalks_and_walkways_are_no_road(tmp_path: Path):
     roads = (
         SHARED_ROADS
@@ -306,6 +337,13 @@ def test_2020a_crosswalks_and_walkways_are_no_road(tmp_path: Path):
     edge = scene.polyline_kind[0] == PolylineKind.ROAD_EDGE
     point = torch.tensor([[-30.0, -4.0]])
     assert signed_distance_to_edges(point, scene.polyline[0, edge][..., :2], scene.polyline_valid[0, edge]) > 0
+
+
+def test_lights_for_pedestrians_are_no_signals_of_lanes(tmp_path: Path):
+    crossing = lanelet(8, (30, -3), (30, 3), 3, rest="<laneletType>crosswalk</laneletType>" + reference("trafficLightRef", 91))
+    parts = (obstacle(100, -50, 0, 10, version="2020a"), TRAFFIC_LIGHT)
+    scene = only(tmp_path, scenario(*parts, version="2020a", roads=SHARED_ROADS + crossing))
+    assert scene.sizes()["S"] == 1
 
 
 @pytest.mark.parametrize(
@@ -325,6 +363,9 @@ def test_what_cannot_be_used_is_skipped_with_a_reason(tmp_path: Path, content: b
 
 
 GOOD = scenario(*CARS)
+LIT = scenario(obstacle(100, -50, 0, 10, version="2020a"), TRAFFIC_LIGHT, version="2020a")
+CROSSWALK = lanelet(8, (30, -3), (30, 3), 3, rest="<laneletType>crosswalk</laneletType>")
+CYCLE = re.compile(rb"<cycleElement>.*</cycleElement>", re.DOTALL)
 BOMB = b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><commonRoad>&c;</commonRoad>'
 
 
@@ -332,7 +373,8 @@ BOMB = b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><commonRoad>&c;
     ("content", "message"),
     [
         (GOOD[:500], "no whole XML file"),
-        (gzip.compress(GOOD)[:300], "no whole XML file"),
+        (gzip.compress(GOOD)[:300], "no whole gzip file"),
+        (b'<?xml version="1.0" encoding="martian"?><a/>', "no whole XML file"),
         (b"hello", "no whole XML file"),
         (BOMB, "no whole XML file"),
         (b"<osm version='0.6'/>", "root element <osm>"),
@@ -341,7 +383,25 @@ BOMB = b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><commonRoad>&c;
         (GOOD.replace(b"initialState", b"firstState"), "<initialState> in <obstacle>"),
         (GOOD.replace(b"leftBound", b"leftSide"), "<leftBound> or <rightBound> of lanelet 1"),
         (GOOD.replace(b"<x>-60.0</x>", b"<x>north</x>", 1), "cannot be used .*north"),
-        (GOOD.replace(b"<x>-50.0</x>", b"<x>nan</x>"), "cannot be used .*position: found NaN"),
+        (GOOD.replace(b"<x>-50.0</x>", b"<x>nan</x>"), "cannot be used .*obstacle 100: position: found NaN"),
+        (GOOD.replace(b"<x>-50.0</x>", b"<x>inf</x>"), "cannot be used .*obstacle 100: position: found NaN or infinity"),
+        (GOOD.replace(b"<x>-60.0</x>", b"<x>nan</x>", 1), "lanelet 1: .*found NaN or infinity"),
+        (GOOD.replace(b"<x>-60.0</x>", b"<x>inf</x>", 1), "lanelet 1: .*found NaN or infinity"),
+        (GOOD.replace(b"<x>-50.0</x>", b"<x>1e9</x>"), "obstacle 100: position: .*above 1e6"),
+        (GOOD.replace(b"<x>-60.0</x>", b"<x>1e20</x>", 1).replace(b"<x>60.0</x>", b"<x>1e19</x>"), "lanelet 1: .*above 1e6"),
+        (GOOD.replace(b"<time><exact>7<", b"<time><exact>3<", 1), "obstacle 100: .*times .* do not rise"),
+        (GOOD.replace(b"<time><exact>7<", b"<time><exact>nan<", 1), "obstacle 100: .*times .* do not rise"),
+        (GOOD.replace(b"<time><exact>39<", b"<time><exact>1e12<", 1), "spans 1000000000001 steps"),
+        (scenario(*CARS, dt="0"), "timeStepSize 0, wanted"),
+        (scenario(*CARS, dt="-0.1"), "timeStepSize -0.1, wanted"),
+        (scenario(*CARS, dt="nan"), "timeStepSize nan, wanted"),
+        (CYCLE.sub(b"", LIT), "traffic light 91: .*cycle"),
+        (re.sub(rb"<duration>[0-9]+<", b"<duration>0<", LIT), "traffic light 91: .*cycle"),
+        (LIT.replace(b"<duration>2<", b"<duration>-2<"), "traffic light 91: .*cycle"),
+        (LIT.replace(b"<duration>2<", b"<duration>100000000000000000000<"), "traffic light 91: .*cycle"),
+        (scenario(obstacle(100, -50, 0, 10, version="2020a"), version="2020a", roads=CROSSWALK), "no lanelet for vehicles"),
+        (scenario(*CARS, roads=lanelet(1, (0, 0), (0, 0))), "no lanelet for vehicles that has a length"),
+        (scenario(obstacle(100, -50, 0, 10, shape="<polygon/>")), "<polygon> without points"),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, message: str):
@@ -350,6 +410,16 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, message: 
     with pytest.raises(DataError, match=message) as error:
         list(read("commonroad", file))
     assert str(file) in str(error.value)
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compressed, "MOST_BYTES", len(GOOD))
+    file = tmp_path / "scenario.xml.gz"
+    file.write_bytes(gzip.compress(GOOD))
+    assert len(list(read("commonroad", file))) == 1
+    file.write_bytes(gzip.compress(GOOD + b" "))
+    with pytest.raises(DataError, match=f"{file}: unpacks to more than .* MiB"):
+        list(read("commonroad", file))
 
 
 def test_a_folder_without_scenarios_is_an_error(tmp_path: Path):

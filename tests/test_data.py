@@ -27,8 +27,9 @@ def test_every_reader_finds_its_files_and_names_what_is_missing(tmp_path: Path):
         assert callable(reader_of(name).read_file)
         with pytest.raises(DataError, match=f"no {name} file .* here: name their folder or one of them"):
             find_files(name, tmp_path)
-        made = [tmp_path / f"{letter}{pattern.removeprefix('*')}" for pattern in reader_of(name).PATTERNS for letter in "ba"]
+        made = [tmp_path / pattern.replace("*", letter) for pattern in reader_of(name).PATTERNS for letter in "ba"]
         for file in made:
+            file.parent.mkdir(exist_ok=True)
             file.touch()
         assert find_files(name, tmp_path) == sorted(made)
         assert find_files(name, made[0]) == [made[0]]
@@ -37,7 +38,8 @@ def test_every_reader_finds_its_files_and_names_what_is_missing(tmp_path: Path):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path):
-    with pytest.raises(DataError, match="unknown format 'dxf': known are commonroad, pandaset"):
+    known = "argoverse2, commonroad, gpudrive, pandaset, scenarionet, waymo"
+    with pytest.raises(DataError, match=f"unknown format 'dxf': known are {known}"):
         list(read("dxf", tmp_path))
 
 
@@ -88,7 +90,10 @@ def test_the_destination_is_checked_before_anything_is_read(tmp_path: Path):
         ("commonroad/USA_Peach-2_1_T-1", "validation"),
         ("commonroad/DEU_Flensburg-1_1_T-1", "none"),
         ("sumo/acosta/3", "train"),
-        ("waymo/1", "none"),
+        ("waymo/637f20cafde22ff8", "none"),
+        ("gpudrive/tfrecord-00000-of-00150_1", "none"),
+        ("argoverse2/0a1e6f0a-1817-4a98-b02e-db8c9327d151", "none"),
+        ("scenarionet/1446dc44bd6fd420", "none"),
     ],
 )
 def test_the_fixed_splits(id: str, expected: str):

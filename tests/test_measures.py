@@ -5,10 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import CONE, EGO, FOLLOWER, LEADER, LEFT_EDGE, PEDESTRIAN, RIGHT_EDGE, moved, several_roads, straight_road
+from scenes import CONE, EGO, LEADER, LEFT_EDGE, RIGHT_EDGE, moved, several_roads, straight_road
 from worldloop.envs.measures import (
-    agent_collisions,
-    agent_off_road,
     ego_collision,
     ego_comfort,
     ego_edge_distance,
@@ -163,22 +161,6 @@ def test_the_past_begins_with_what_the_log_shows():
     past = start_past(start(replace(scene, velocity=velocity)))
     torch.testing.assert_close(past.acceleration, torch.full((1, 6), 2.0))
     assert ego_comfort(past)["comfort"].item() == 1.0
-
-
-def test_agents_collide_with_one_another():
-    state = ego_at(start(straight_road()), -19.0, 0.0)
-    hit = agent_collisions(state)[0]
-    assert hit.nonzero().flatten().tolist() == [EGO, FOLLOWER]
-    assert not agent_collisions(start(straight_road())).any()
-
-
-def test_vehicles_are_off_the_road_pedestrians_are_not():
-    state = start(straight_road())
-    assert not agent_off_road(state).any()  # the pedestrian and the cone stand beside the road
-    position = state.position.clone()
-    position[0, LEADER, 1] = RIGHT_EDGE - 0.1
-    assert agent_off_road(replace(state, position=position)).nonzero().tolist() == [[0, LEADER]]
-    assert state.position[0, PEDESTRIAN, 1].item() < RIGHT_EDGE
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from worldloop.worldmodel.data import DataError, Skipped, read
+from worldloop.worldmodel.data import DataError, Skipped, compressed, read
 from worldloop.worldmodel.geometry import wrap_angle
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene
 
@@ -125,8 +125,9 @@ def test_a_short_sequence_is_skipped_with_a_reason(tmp_path: Path):
 def test_bad_files_are_one_clear_error(tmp_path: Path):
     good = write(tmp_path, sequence()).read_bytes()
     for name, content, message in (
-        ("cut", good[: len(good) // 2], "no whole gzipped JSON"),
-        ("text", b"hello", "no whole gzipped JSON"),
+        ("cut", good[: len(good) // 2], "no whole gzip file"),
+        ("text", b"hello", "no whole JSON"),
+        ("deep", gzip.compress(b"[" * 200_000), "no whole JSON"),
         ("list", gzip.compress(b"[1, 2]"), "no PandaSet sequence"),
         ("empty", gzip.compress(b"{}"), "field 'ego'"),
         ("slow", gzip.compress(json.dumps(sequence(dt=0.5)).encode()), "steps of 0.5 s"),
@@ -137,6 +138,47 @@ def test_bad_files_are_one_clear_error(tmp_path: Path):
         file.write_bytes(content)
         with pytest.raises(DataError, match=message):
             list(read("pandaset", file))
+
+
+def changed(*keys: str | int, value: Any) -> dict[str, Any]:
+    """The good sequence with one entry replaced."""
+    record = sequence()
+    place: Any = record
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (changed("ego", "yaw", value=[0.0] * 29), r"ego\.yaw: found shape \(29,\), wanted \(30,\)"),
+        (changed("ego", "xyz", value=[[0.0, 0.0, 0.0]] * 29), r"ego\.xyz: found shape \(29, 3\), wanted \(30, 3\)"),
+        (changed("ego", "xyz", 3, value=[0.0, 0.0]), r"ego\.xyz: .*wanted numbers of shape \(30, 3\)"),
+        (changed("ego", "t", 0, value=math.nan), r"ego\.t: found NaN or infinity"),
+        (changed("ego", "yaw", 4, value=math.inf), r"ego\.yaw: found NaN or infinity"),
+        (changed("ego", "xyz", 29, value=[1e9, 0.0, 0.0]), r"ego\.xyz: .*above 1e6"),
+        (changed("agents", 1, "xyz", value=[[0.0, 0.0]] * 20), r"agents\[1\]\.xyz: found shape \(20, 2\), wanted \(20, 3\)"),
+        (changed("agents", 1, "yaw", value=[0.0] * 3), r"agents\[1\]\.yaw: found shape \(3,\), wanted \(20,\)"),
+        (changed("agents", 1, "yaw", value={}), r"agents\[1\]\.yaw: "),
+        (changed("agents", 1, "frame", value=[10**400] * 20), r"agents\[1\]\.frame: "),
+        (changed("agents", 1, "lwh", value=[4.5]), r"agents\[1\]\.lwh: found shape \(1,\), wanted \(3,\)"),
+        (changed("lane_lines", 0, value=[[0.0, 0.0], [1.0, 0.0]]), r"lane_lines\[0\]: found shape \(2, 2\), wanted \(2, 3\)"),
+        (changed("lane_lines", 0, 1, value=[math.nan, 0.0, 0.0]), r"lane_lines\[0\]: found NaN or infinity"),
+    ],
+)
+def test_a_wrong_table_of_numbers_is_named(tmp_path: Path, record: dict[str, Any], message: str):
+    file = write(tmp_path, record)
+    with pytest.raises(DataError, match=f"{file}: .*{message}"):
+        list(read("pandaset", file))
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write(tmp_path, sequence())
+    monkeypatch.setattr(compressed, "MOST_BYTES", 1000)
+    with pytest.raises(DataError, match=f"{file}: unpacks to more than .* MiB"):
+        list(read("pandaset", file))
 
 
 def test_a_folder_without_sequences_is_an_error(tmp_path: Path):

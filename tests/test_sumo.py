@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from worldloop.worldmodel import sumo_world
+from worldloop.worldmodel.data import compressed
 from worldloop.worldmodel.geometry import box_corners, boxes_overlap, project_on_polyline, signed_distance_to_edges, wrap_angle
 from worldloop.worldmodel.networks import Network, make_network
 from worldloop.worldmodel.scene import HISTORY_STEPS, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, stack
@@ -108,6 +111,13 @@ def test_route_leads_the_ego_along_lanes(scenes: dict[str, list[Scene]], templat
         assert turned.median() < 0.1
 
 
+def test_points_of_a_route_lie_2_m_apart_however_long_it_is(scenes: dict[str, list[Scene]]) -> None:
+    routes = [scene.route[0, scene.route_valid[0], :2] for scene in scenes["merge"]]
+    assert max(len(route) for route in routes) > 128
+    for route in routes:
+        assert (route[1:] - route[:-1]).norm(dim=-1).max() < 2.001
+
+
 def test_signals_stand_at_the_end_of_their_lane(scenes: dict[str, list[Scene]]) -> None:
     found = set()
     for scene in scenes["crossing"] + scenes["arterial"]:
@@ -146,6 +156,20 @@ def test_map_is_open_where_the_network_ends(tmp_path: Path) -> None:
         assert (edge - middle).norm(dim=-1).min() > 1.0
 
 
+def test_a_gzipped_network_is_read_but_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = template_inputs("t_priority", 0, tmp_path).network
+    packed = tmp_path / "packed.net.xml.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert (read_road_map(packed).point == read_road_map(plain).point).all()
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:1000])
+    with pytest.raises(ValueError, match="no whole gzip file"):
+        read_road_map(packed)
+    monkeypatch.setattr(compressed, "MOST_BYTES", 1000)
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(ValueError, match=f"{packed}: unpacks to more than"):
+        read_road_map(packed)
+
+
 def write_config(folder: Path) -> Path:
     network = build_network(make_network("t_priority", 3), folder)
     lane = next(name for name in read_road_map(network.network).lanes if name.startswith("west_in"))
@@ -170,6 +194,23 @@ def test_users_network_and_demand(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before  # its outputs are not written
 
 
+def test_a_users_configuration_makes_nothing_random_and_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path)
+    flat = (
+        '<random value="true"/><seed value="7"/><save-state.times value="10"/><log value="said.log"/><message-log value="m.log"/>'
+        '<error-log value="e.log"/><save-configuration value="mine.sumocfg"/><netstate-dump value="dump.xml"/>'
+        '<tripinfo value="trips.xml"/><device.ssm.probability value="1"/></configuration>'
+    )
+    config.write_text(config.read_text().replace("</configuration>", flat))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(tmp_path.rglob("*"))
+    first, again = (next(generate(config, 1, 1, windows=1)) for _ in range(2))
+    assert first.recipe == again.recipe
+    assert torch.equal(first.position, again.position)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(not BOLOGNA.is_file(), reason="needs ../shared/data/sumo_bologna")
 def test_a_real_city(tmp_path: Path) -> None:
     scene = next(generate(BOLOGNA, 0, 1, windows=1, egos=1))
@@ -184,6 +225,8 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         generate(tmp_path / "none.sumocfg", 0, 1)
     with pytest.raises(ValueError, match="steps: found 5, wanted at least 11"):
         generate("crossing", 0, 1, steps=5)
+    with pytest.raises(ValueError, match="seed: found -1, wanted at least 0"):
+        generate("crossing", -1, 1)
     broken = Network("<nodes/>", '<edges><edge id="e" from="a" to="b"/></edges>', "<connections/>", "<routes/>")
     with pytest.raises(ValueError, match="netconvert could not build"):
         build_network(broken, tmp_path)
@@ -274,6 +317,71 @@ def test_who_follows_a_braking_ego_brakes() -> None:
                 state = world.step(state, Motion(position, ego.heading, velocity))
             speeds[name] = float(state.velocity[0, behind].norm())
     assert speeds["brakes"] < speeds["keeps its speed"] - 3
+
+
+def test_an_interrupted_step_is_as_if_it_had_not_been_asked_for(
+    scenes: dict[str, list[Scene]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = scenes["t_priority"][0]
+
+    def interrupt(worker: object) -> None:
+        raise KeyboardInterrupt
+
+    with SumoWorld() as world:
+        start = world.reset(scene, keys(scene))
+        following = world.step(start, logged(scene, 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(sumo_world._Worker, "receive", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                world.step(following, logged(scene, 2))
+        for _ in range(2):  # the second reset goes to the worker that had been interrupted, if it still lives
+            assert equal(world.reset(scene, keys(scene)), start)
+            assert equal(world.step(start, logged(scene, 1)), following)
+
+
+def test_a_worker_that_dies_is_an_error_of_the_system_and_is_replaced(scenes: dict[str, list[Scene]]) -> None:
+    first, second, third = (scenes[template][0] for template in ("t_priority", "roundabout", "merge"))
+    with SumoWorld() as world:
+        state = world.reset(first, keys(first))
+        world.reset(second, keys(second))
+        world._workers[0].process.kill()
+        with pytest.raises(ChildProcessError, match="a SUMO worker process ended with code -9"):
+            world.reset(third, keys(third))
+        assert equal(world.reset(first, keys(first)), state)
+
+
+def test_a_scene_that_cannot_be_opened_says_why_each_time_and_harms_no_other(scenes: dict[str, list[Scene]]) -> None:
+    first, second, third = (scenes[template][0] for template in ("t_priority", "roundabout", "merge"))
+    source = {"config": "/nowhere/gone.sumocfg", "seed": 0}
+    bad = replace(first, recipe=(json.dumps({**json.loads(first.recipe[0]), "source": source}),))
+    with SumoWorld() as world:
+        state = world.reset(first, keys(first))
+        world.reset(second, keys(second))
+        processes = [worker.process.pid for worker in world._workers]
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError, match=r"gone\.sumocfg"):
+                world.reset(bad, keys(bad))
+        assert equal(world.reset(first, keys(first)), state)
+        world.reset(third, keys(third))
+        assert [worker.process.pid for worker in world._workers] == processes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("[]", "no JSON object"),
+        ("{", "no JSON object"),
+        ("[" * 100_000, "no JSON object"),
+        ("{}", "version None, wanted 1"),
+        ('{"version": 1}', "agents, begin, ego, offset, signals, source"),
+        ('{"version": 1, "source": [], "begin": 1, "ego": "", "offset": [], "agents": [], "signals": []}', "source"),
+        ('{"version": 1, "source": {}, "begin": 1, "ego": "", "offset": [], "agents": [], "signals": []}', "source"),
+    ],
+)
+def test_a_broken_recipe_is_one_clear_error(scenes: dict[str, list[Scene]], recipe: str, message: str) -> None:
+    scene = replace(scenes["t_priority"][0], recipe=(recipe,))
+    with SumoWorld() as world, pytest.raises(ValueError, match=f"{scene.id[0]}: .*{message}.*generate it again"):
+        world.reset(scene, keys(scene))
 
 
 def test_world_says_what_it_cannot_do(scenes: dict[str, list[Scene]]) -> None:

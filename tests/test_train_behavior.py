@@ -68,10 +68,10 @@ def test_a_resumed_training_may_end_at_another_step_and_says_so(args):
     main(replace(args, resume=True, steps=6))
     record = json.loads((args.out / "run.json").read_text())
     assert record["arguments"]["steps"] == record["results"]["optimiser_steps"] == 6
-    main(replace(args, resume=True, steps=5))  # it is farther than that already
-    record = json.loads((args.out / "run.json").read_text())
-    assert record["results"]["optimiser_steps"] == 6
-    assert record["results"]["validation_loss"] > 0
+    with pytest.raises(ValueError, match="is at step 6 already, found --steps 5"):
+        main(replace(args, resume=True, steps=5))
+    with pytest.raises(FileExistsError, match="go on with it by --resume"):
+        main(args)
 
 
 def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_path):

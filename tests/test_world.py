@@ -139,7 +139,7 @@ def test_constant_velocity_has_no_error_where_velocity_is_constant():
 def test_min_average_displacement_by_hand():
     scene = straight_road()
     futures = simulate(ConstantVelocityWorld(), scene, 2, 10, torch.Generator().manual_seed(0))
-    futures.position[0, 0] += torch.tensor([3.0, 4.0])
+    futures.position[0, 0] += torch.tensor([3.0, 4.0, 0.0])
     futures.position[0, 1, :, 5:, 1] += 2.0  # the better one: 2 m off in half of the steps
     error, counted = min_average_displacement(futures, scene, 10)
     assert torch.allclose(error[counted], torch.tensor(1.0), atol=1e-3)

@@ -69,10 +69,9 @@ class BehaviorConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "dropout" and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name}: found {value!r}, wanted a whole number of at least 1")
+        for name, value in vars(self).items():
+            if name != "dropout" and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}: found {value!r}, wanted a whole number of at least 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} and heads {self.heads}: wanted heads that divide the width")
 
@@ -233,9 +232,7 @@ class BehaviorModel(nn.Module):
                 "was saved with them"
             )
         if vocabulary.ticks != config.decision_ticks:
-            raise ValueError(
-                f"vocabulary of {vocabulary.ticks} ticks, but decisions every {config.decision_ticks}: they must agree"
-            )
+            raise ValueError(f"vocabulary of {vocabulary.ticks} ticks, decisions every {config.decision_ticks}: they must agree")
         self.config, self.vocabulary = config, vocabulary
         width, pair = config.width, config.pair_width
         self.agent_encoder = nn.Sequential(nn.Linear(8 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width))
@@ -446,9 +443,8 @@ class BehaviorModel(nn.Module):
             given = json.loads((folder / "config.json").read_text())
             config = BehaviorConfig(**given)
         except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder}: no config.json: name a folder with config.json, model.safetensors, vocabulary.safetensors"
-            ) from error
+            inside = f": did you mean {folder / 'model'}?" if (folder / "model" / "config.json").is_file() else ""
+            raise ValueError(f"{folder}: no config.json, so it is no behaviour model{inside}") from error
         except (ValueError, TypeError) as error:
             known = ", ".join(field.name for field in fields(BehaviorConfig))
             raise ValueError(f"{folder}/config.json: not a behaviour model's configuration ({error}); it has: {known}") from error
@@ -461,9 +457,7 @@ class BehaviorModel(nn.Module):
                 f"{folder}/model.safetensors: not the weights of this configuration ({reason}): copy the folder again"
             ) from error
         if broken := [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]:
-            raise ValueError(
-                f"{folder}/model.safetensors: {broken[0]} holds NaN or infinity: copy the folder again or train anew"
-            )
+            raise ValueError(f"{folder}/model.safetensors: {broken[0]} holds NaN or infinity: copy the folder again")
         return model.eval()
 
 

@@ -8,6 +8,7 @@ of the rear axle): motions of logs hold the centre, and the difference stays bel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,3 +129,38 @@ def _sine_ratio(angle: Tensor) -> Tensor:
     small = angle.abs() < 1e-3
     safe = torch.where(small, torch.ones_like(angle), angle)
     return torch.where(small, 1 - angle.square() / 6, safe.sin() / safe)
+
+
+@dataclass(frozen=True)
+class IntelligentDriver:
+    """How hard a driver accelerates behind others: IDM (Treiber, Hennecke, Helbing, Phys. Rev. E 62, 1805, 2000).
+
+    Attributes:
+        time_headway: T, seconds to the leader (paper: 1.6).
+        standstill_gap: s0, metres between bumpers at rest (paper: 2).
+        acceleration: a, m/s2 (paper: 0.73, for motorways; 1.5 starts at signals as people do).
+        comfortable_braking: b, m/s2 (paper: 1.67).
+        hardest_braking: m/s2, what an emergency gets.
+    """
+
+    time_headway: float = 1.6
+    standstill_gap: float = 2.0
+    acceleration: float = 1.5
+    comfortable_braking: float = 1.67
+    hardest_braking: float = 8.0
+
+    def response(self, speed: Tensor, wanted: Tensor, gap: Tensor, closing: Tensor) -> Tensor:
+        """Return accelerations (...) in m/s2.
+
+        Args:
+            speed: (...) m/s.
+            wanted: (...) m/s on a free road.
+            gap: (..., N) metres to N things ahead, infinite where there is nothing; the one that demands most counts.
+            closing: (..., N) m/s, own speed less theirs.
+        """
+        free = self.acceleration * (1 - (speed / wanted.clamp(min=0.1)) ** 4)
+        free = free.clamp(min=-self.comfortable_braking)
+        braking_term = speed[..., None] * closing / (2 * math.sqrt(self.acceleration * self.comfortable_braking))
+        desired_gap = self.standstill_gap + (speed[..., None] * self.time_headway + braking_term).clamp(min=0)
+        tightest = (desired_gap / gap.clamp(min=0.1)).amax(-1) if gap.shape[-1] else torch.zeros_like(speed)
+        return (free - self.acceleration * tightest.square()).clamp(min=-self.hardest_braking)

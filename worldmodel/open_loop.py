@@ -1,16 +1,16 @@
-"""Rollouts of a world while the ego follows its log, and how far the others' futures end up from the log."""
+"""Rollouts of a world without a policy, and how far its futures end up from the log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .dynamics import Motion
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
-from .world import State, World, random_keys
+from .world import State, random_keys
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,24 @@ class Futures(TensorBatch):
     """K simulated futures of B scenes over T steps after the present.
 
     Attributes:
-        position: (B, K, A, T, 2). heading: (B, K, A, T). valid: (B, K, A, T) bool.
+        position: (B, K, A, T, 3) box centres. heading: (B, K, A, T). valid: (B, K, A, T) bool.
     """
 
     position: Tensor
     heading: Tensor
     valid: Tensor
+
+
+class Simulator(Protocol):
+    """A world that can drive the ego as well."""
+
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`."""
+        ...
+
+    def step(self, state: State, ego: Motion | None) -> State:
+        """See `World.step`; with None the ego is one of the agents that the world moves."""
+        ...
 
 
 def logged_ego(scenes: Scene, step: int) -> Motion:
@@ -40,37 +52,47 @@ def logged_ego(scenes: Scene, step: int) -> Motion:
 
 
 def simulate(
-    world: World,
-    scenes: Scene,
-    rollouts: int,
-    steps: int,
-    generator: torch.Generator,
-    watch: Callable[[State], None] = lambda state: None,
+    world: Simulator, scenes: Scene, rollouts: int, steps: int, generator: torch.Generator, drive_ego: bool = False
 ) -> Futures:
-    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log.
-
-    `watch` sees the state (B K rows, copies of a scene side by side) at the present and after every tick.
-    """
+    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log, or driven by the world too."""
     many = scenes.repeat(rollouts)
     state = world.reset(many, random_keys(generator, len(many)))
-    watch(state)
     moments: list[State] = []
     for step in range(1, steps + 1):
-        state = world.step(state, logged_ego(many, step))
-        watch(state)
+        state = world.step(state, None if drive_ego else logged_ego(many, step))
         moments.append(state)
     split = lambda tensor: tensor.unflatten(0, (len(scenes), rollouts))  # noqa: E731
     return Futures(
-        split(torch.stack([m.position[..., :2] for m in moments], dim=2)),
+        split(torch.stack([m.position for m in moments], dim=2)),
         split(torch.stack([m.heading for m in moments], dim=2)),
         split(torch.stack([m.valid for m in moments], dim=2)),
     )
 
 
-def scored_agents(scenes: Scene) -> Tensor:
-    """Return which agents (B, A) count: valid at the present, no ego, no `OBJECT`, and either moving more than 1 m in the log or
-    within 20 m of the ego (the rule of `worldloop`'s measures where a data set names none).
-    """  # noqa: D205
+def logged_futures(scenes: Scene, steps: int, held: bool = False) -> Futures:
+    """Return what the log shows after the present as one future (K = 1) of everyone valid at the present.
+
+    Args:
+        scenes: B scenes.
+        steps: T; beyond the log's end everyone is invalid.
+        held: keep everyone valid, where the log does not show them at the last pose that it did show.
+    """
+    index = HISTORY_STEPS + torch.arange(steps + 1)
+    valid = scenes.valid[:, :, index.clamp(max=scenes.steps - 1)] & (index < scenes.steps)
+    valid = valid & valid[:, :, :1]
+    seen = torch.where(valid, index, 0).cummax(-1).values
+    shown = valid | (valid[:, :, :1] & held)
+    mask = shown[..., None].expand(-1, -1, -1, 3)
+    position = torch.where(mask, scenes.position.gather(2, seen[..., None].expand(-1, -1, -1, 3)), 0.0)
+    heading = torch.where(shown, scenes.heading.gather(2, seen), 0.0)
+    return Futures(position[:, None, :, 1:], heading[:, None, :, 1:], shown[:, None, :, 1:])
+
+
+def scored_agents(scenes: Scene, ego_too: bool = False) -> Tensor:
+    """Return which agents (B, A) count: valid at the present, no `OBJECT`, and moving more than 1 m in the log or near the ego.
+
+    That is the rule of `worldloop`'s measures where a data set names none; near is within 20 m. The ego counts if `ego_too`.
+    """
     now = scenes.valid[:, :, HISTORY_STEPS]
     row, ego = scenes.ego_row(), scenes.ego
     place = scenes.position[:, :, HISTORY_STEPS, :2]
@@ -78,11 +100,11 @@ def scored_agents(scenes: Scene) -> Tensor:
     shift = (scenes.position[..., :2] - place[:, :, None]).norm(dim=-1)
     moving = torch.where(scenes.valid, shift, 0.0)[:, :, HISTORY_STEPS:].amax(-1) > 1.0
     chosen = now & (near | moving) & (scenes.kind != AgentKind.OBJECT)
-    return chosen.index_put((row, ego), torch.tensor(False))
+    return chosen.index_put((row, ego), torch.tensor(ego_too))
 
 
-def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tuple[Tensor, Tensor]:
-    """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) it holds for.
+def min_average_displacement(futures: Futures, scenes: Scene, steps: int, ego_too: bool = False) -> tuple[Tensor, Tensor]:
+    """Return minADE in metres (B, A) over the first `steps` ticks, and which agents (B, A) of `scored_agents` it holds for.
 
     The smallest, over the K futures, of the mean distance to the logged position where that is valid (minADE of the Argoverse and
     Waymo motion benchmarks).
@@ -90,6 +112,6 @@ def min_average_displacement(futures: Futures, scenes: Scene, steps: int) -> tup
     steps = min(steps, futures.position.shape[3], scenes.steps - 1 - HISTORY_STEPS)
     window = slice(HISTORY_STEPS + 1, HISTORY_STEPS + 1 + steps)
     logged, valid = scenes.position[:, None, :, window, :2], scenes.valid[:, None, :, window]
-    distance = (futures.position[:, :, :, :steps] - logged).norm(dim=-1)
+    distance = (futures.position[:, :, :, :steps, :2] - logged).norm(dim=-1)
     mean = torch.where(valid, distance, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
-    return mean.amin(1), scored_agents(scenes) & valid[:, 0].any(-1)
+    return mean.amin(1), scored_agents(scenes, ego_too) & valid[:, 0].any(-1)

@@ -29,14 +29,14 @@ import torch
 from .networks import TEMPLATES
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
 from .sumo_map import LETTER_STATES, POINTS, LaneUse, RoadMap, read_road_map, route_centreline
-from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, source_inputs
+from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, require_sumo, source_inputs
 from .sumo_world import SumoWorld
 
 __all__ = ["TEMPLATES", "MissingDependencyError", "SumoWorld", "generate"]
 
 AGENT_RADIUS, MOST_AGENTS = 80.0, 64
 MAP_RADIUS, MOST_POLYLINES = 120.0, 256
-ROUTE_SPACING, MOST_ROUTE_POINTS = 2.0, 128
+ROUTE_SPACING, FEWEST_ROUTE_POINTS = 2.0, 128
 _FARTHER = np.array([1.0, 1.0, 1.5, 2.0, 1.0, 1.5, 1.0])
 """By `PolylineKind`: how much less a polyline matters, where there are too many of them."""
 
@@ -66,6 +66,7 @@ def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, eg
         ValueError: there is no traffic to pick an ego from.
     """
     for name, value, least in (
+        ("seed", seed, 0),
         ("scenes", scenes, 1),
         ("steps", steps, HISTORY_STEPS + 1),
         ("egos", egos, 1),
@@ -73,6 +74,7 @@ def generate(source: str | Path, seed: int, scenes: int, *, steps: int = 111, eg
     ):
         if value < least:
             raise ValueError(f"{name}: found {value}, wanted at least {least}")
+    require_sumo()
     is_config = Path(source).suffix == ".sumocfg"
     if is_config and not Path(source).is_file():
         raise FileNotFoundError(f"{source}: there is no such file: give the path of a .sumocfg or one of {', '.join(TEMPLATES)}")
@@ -299,7 +301,10 @@ def _crop(road: RoadMap, path: np.ndarray) -> np.ndarray:
 
 
 def _route(road: RoadMap, window: _Window, ego: int, edges: list[str], index: int) -> np.ndarray:
-    """Return the centreline (R, 3) of the ego's route, from 20 m behind step 0 to 150 m before the present or beyond the log."""
+    """Return the centreline (R, 3) of the ego's route every 2 m, where its edges reach so far.
+
+    It begins 20 m behind step 0 and ends at least 150 m ahead of the present and 50 m beyond the log.
+    """
     used = _lane_uses(road, window, ego, edges, index)
     first = max(min(used, default=index) - 3, 0)
     length = lambda name: float(np.linalg.norm(np.diff(road.lanes[name].shape[:, :2], axis=0), axis=1).sum())  # noqa: E731
@@ -315,9 +320,9 @@ def _route(road: RoadMap, window: _Window, ego: int, edges: list[str], index: in
     begin = max(grid[int(np.argmax(gap <= gap.min() + 0.5))] - 20.0, 0.0)
     driven = np.linalg.norm(np.diff(window.pose[ego, :, :2], axis=0), axis=1)
     needed = 20.0 + max(driven.sum() + 60.0, driven[:HISTORY_STEPS].sum() + 160.0)
-    spacing = max(ROUTE_SPACING, needed / (MOST_ROUTE_POINTS - 1))
-    wanted = begin + spacing * np.arange(MOST_ROUTE_POINTS)
-    wanted = wanted[wanted <= max(arc[-1], begin + spacing)]
+    count = max(FEWEST_ROUTE_POINTS, int(np.ceil(needed / ROUTE_SPACING)) + 1)
+    wanted = begin + ROUTE_SPACING * np.arange(count)
+    wanted = wanted[wanted <= max(arc[-1], begin + ROUTE_SPACING)]
     return np.stack([np.interp(wanted, arc, line[:, column]) for column in range(3)], axis=1)
 
 

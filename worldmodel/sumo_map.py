@@ -10,7 +10,6 @@ without the walking areas. At the ends of the network, where the road only stops
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import shapely
 import torch
 from shapely.geometry import LineString, MultiLineString, Polygon
 
+from .data.compressed import read_content
 from .geometry import resample_polyline, split_polyline
 from .scene import LaneLinkKind, PolylineKind, SignalState
 
@@ -101,17 +101,17 @@ def read_road_map(path: Path) -> RoadMap:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is not a SUMO network.
+        ValueError: it is not a SUMO network, or unpacks to more than `compressed.MOST_BYTES`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
+    content = read_content(path)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            root = defusedxml.ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, gzip.BadGzipFile, EOFError) as error:
+        root = defusedxml.ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: not readable as XML ({error}): a SUMO network (.net.xml) is wanted") from error
-    if root is None or root.tag != "net":
-        raise ValueError(f"{path}: found <{'' if root is None else root.tag}>, wanted a SUMO network (<net>)")
+    if root.tag != "net":
+        raise ValueError(f"{path}: found <{root.tag}>, wanted a SUMO network (<net>)")
     road = RoadMap()
     _read_lanes(road, root)
     _read_connections(road, root)

@@ -55,10 +55,20 @@ _FIXED_OPTIONS = (
 """The sublane model moves vehicles sideways smoothly; nobody is removed or set elsewhere, whatever the ego does."""
 
 _INPUT_OPTIONS = ("net-file", "route-files", "additional-files")
+_LEFT_OUT_OPTIONS = frozenset(
+    "seed srand random abs-rand log log-file message-log error-log netstate netstate-dump ndump summary tripinfo personinfo "
+    "vehroutes personroutes person-fcd device.toc.file configuration-file c C l".split()
+)
+_LEFT_OUT_PREFIXES = ("save-", "dump-", "write-", "device.ssm.")
+"""Options of a user's configuration that make random numbers differ each time or that write files, under all their names."""
+
 _DETECTORS = frozenset(
     "inductionLoop e1Detector instantInductionLoop laneAreaDetector e2Detector entryExitDetector e3Detector edgeData laneData "
     "routeProbe timedEvent vTypeProbe".split()
 )
+
+
+REMEDY = 'pip install "worldloop[sumo]" (in a clone: pip install ".[sumo]", see the README)'
 
 
 class MissingDependencyError(ImportError):
@@ -69,14 +79,14 @@ def require_sumo() -> None:
     """Raise MissingDependencyError if SUMO is not installed, without loading it."""
     for name in ("libsumo", "sumo"):
         if importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(f'SUMO is not installed (no module {name}): pip install "worldloop[sumo]"')
+            raise MissingDependencyError(f"SUMO is not installed (no module {name}): {REMEDY}")
 
 
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingDependencyError(f'SUMO cannot be used ({error}): pip install "worldloop[sumo]"') from error
+        raise MissingDependencyError(f"SUMO cannot be used ({error}): {REMEDY}") from error
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,7 @@ def build_network(texts: Network, folder: Path) -> Inputs:
 
 
 def config_inputs(config: Path, folder: Path) -> Inputs:
-    """Read a user's .sumocfg: its inputs and how it wants them processed, but none of its outputs.
+    """Read a user's .sumocfg: its inputs and how it wants them processed, but none of its outputs and random numbers.
 
     Detectors write files beside the configuration, so additional files go without them, as copies in `folder`.
 
@@ -140,7 +150,7 @@ def config_inputs(config: Path, folder: Path) -> Inputs:
             value = entry.get("value", "")
             if entry.tag in _INPUT_OPTIONS:
                 inputs[entry.tag] = [config.parent / name.strip() for name in value.split(",")]
-            elif "output" not in entry.tag and f"--{entry.tag}" not in _FIXED_OPTIONS and entry.tag != "seed":
+            elif not _is_left_out(entry.tag):
                 options += [f"--{entry.tag}", value]
     if "net-file" not in inputs:
         raise ValueError(f"{config}: found no net-file in it, wanted a SUMO configuration (.sumocfg) with a network")
@@ -152,6 +162,12 @@ def config_inputs(config: Path, folder: Path) -> Inputs:
     for name, paths in inputs.items():
         options += [f"--{name}", ",".join(str(path.resolve()) for path in paths)]
     return Inputs(inputs["net-file"][0].resolve(), tuple(options))
+
+
+def _is_left_out(option: str) -> bool:
+    """Whether an option of a user's configuration is fixed here, chooses random numbers or writes a file."""
+    named = f"--{option}" in _FIXED_OPTIONS or option in _LEFT_OUT_OPTIONS or "output" in option
+    return named or option.startswith(_LEFT_OUT_PREFIXES)
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,8 @@ from .world import Motion, State, logged_state, place_ego
 
 _AGREEMENT = 0.05
 """Metres by which SUMO may differ from the log at the present; it is the same simulation, so only rounding is left."""
+
+_RECIPE_FIELDS = {"agents": list, "begin": int, "ego": str, "offset": list, "signals": list, "source": dict}
 
 
 @dataclass(eq=False)
@@ -66,17 +68,17 @@ class _Worker:
     def receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line:
+        if not line.endswith(b"\n"):
             raise self.lost()
         reply = json.loads(line)
         if "error" in reply:
             raise ValueError(reply["error"])
         return reply
 
-    def lost(self) -> RuntimeError:
+    def lost(self) -> ChildProcessError:
         """The error for a worker that has ended on its own."""
         code = self.process.wait()
-        return RuntimeError(f"a SUMO worker process ended with code {code}: what it said stands above; try the scene again")
+        return ChildProcessError(f"a SUMO worker process ended with code {code}: what it said stands above; try the scene again")
 
 
 def _end(workers: list[_Worker]) -> None:
@@ -140,7 +142,9 @@ class SumoWorld:
         """See `World.reset`.
 
         Raises:
-            ValueError: a scene has no recipe, or SUMO does not reproduce the scene from it.
+            ValueError: a scene has no recipe or a broken one, or SUMO does not reproduce the scene from it.
+            FileNotFoundError: the .sumocfg of its recipe or a file that it names is not there.
+            ChildProcessError: a worker process has died.
         """
         recipes = [_recipe(scenes, row) for row in range(len(scenes))]
         start = logged_state(scenes, key)
@@ -163,6 +167,7 @@ class SumoWorld:
 
         Raises:
             ValueError: the state has run for `steps` ticks, or comes from another world.
+            ChildProcessError: a worker process has died.
         """
         if "ego_motion" not in state.memory:
             raise ValueError("this state comes from another world: start with SumoWorld.reset")
@@ -176,14 +181,24 @@ class SumoWorld:
             )
         moved = place_ego(state, ego)
         motion = torch.stack((ego.position[:, 0], ego.position[:, 1], ego.heading), dim=-1)
+        moves = [{"do": "step", "motions": [pose]} for pose in motion.tolist()]
         workers = self._hold(state)
         record = record.index_put((torch.arange(len(state)), state.step), motion)
         following = replace(moved, step=state.step + 1, memory={"ego_motion": record})
-        moves = [{"do": "step", "motions": [pose]} for pose in motion.tolist()]
-        replies = self._exchange(list(zip(workers, moves, strict=True)))
-        for row, worker in enumerate(workers):
-            worker.history = _digest(following, row)
+        with self._afresh_after_errors():
+            replies = self._exchange(list(zip(workers, moves, strict=True)))
+            for row, worker in enumerate(workers):
+                worker.history = _digest(following, row)
         return place_ego(_answer(following, replies), ego)
+
+    @contextlib.contextmanager
+    def _afresh_after_errors(self) -> Iterator[None]:
+        """After an error or Ctrl-C within, end all workers: nobody knows which moments they hold or what their pipes hold."""
+        try:
+            yield
+        except BaseException:
+            _end(self._workers)
+            raise
 
     def _hold(self, state: State) -> list[_Worker]:
         """Return for every row a worker that holds its moment; those that do not yet hold it are brought there, all at once.
@@ -214,32 +229,34 @@ class SumoWorld:
         self._bring(
             state, [(row, worker) for row, worker in enumerate(workers) if (worker.recipe, worker.history) != wanted[row]]
         )
-        for worker, (_, history) in zip(workers, wanted, strict=True):
-            worker.history, worker.used = history, self._clock
+        for worker in workers:
+            worker.used = self._clock
         return workers
 
     def _bring(self, state: State, rows: list[tuple[int, _Worker]]) -> None:
         """Bring workers to the moments of the given rows: back to the scene's present, and the recorded motions again."""
         recipes = state.scene.recipe
         others = [(worker, row) for row, worker in rows if worker.recipe != recipes[row]]
-        self._exchange([(worker, {"do": "leave"}) for worker, _ in others if worker.recipe])
-        opened = self._exchange([(worker, self._opening(state.scene, row)) for worker, row in others])
-        for (worker, row), reply in zip(others, opened, strict=True):
-            worker.recipe, worker.present = recipes[row], reply
-        moved = [worker for row, worker in rows if worker.history and (worker, row) not in others]
-        self._exchange([(worker, {"do": "rewind"}) for worker in moved])
-        record = state.memory["ego_motion"]
-        replays = [(worker, record[row, : int(state.step[row])].tolist()) for row, worker in rows]
-        self._exchange([(worker, {"do": "step", "motions": motions}) for worker, motions in replays if motions])
+        openings = [(worker, self._opening(state.scene, row)) for worker, row in others]
+        with self._afresh_after_errors():
+            self._exchange([(worker, {"do": "leave"}) for worker, _ in others if worker.recipe])
+            opened = self._exchange(openings)
+            for (worker, row), reply in zip(others, opened, strict=True):
+                worker.recipe, worker.present = recipes[row], reply
+            moved = [worker for row, worker in rows if worker.history and (worker, row) not in others]
+            self._exchange([(worker, {"do": "rewind"}) for worker in moved])
+            record = state.memory["ego_motion"]
+            replays = [(worker, record[row, : int(state.step[row])].tolist()) for row, worker in rows]
+            self._exchange([(worker, {"do": "step", "motions": motions}) for worker, motions in replays if motions])
+            for row, worker in rows:
+                worker.history = _digest(state, row)
 
     def _opening(self, scene: Scene, row: int) -> dict[str, Any]:
         """Return the request that brings a worker to the present of a scene; its network is built once."""
         recipe = _recipe(scene, row)
         source = json.dumps(recipe["source"])
         if source not in self._inputs:
-            folder = Path(self._folder.name) / str(len(self._inputs))
-            folder.mkdir()
-            self._inputs[source] = source_inputs(recipe["source"], folder)
+            self._inputs[source] = source_inputs(recipe["source"], Path(tempfile.mkdtemp(dir=self._folder.name)))
         inputs = self._inputs[source]
         return {
             "do": "open",
@@ -265,30 +282,38 @@ class SumoWorld:
         return worker
 
     def _exchange(self, requests: list[tuple[_Worker, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Send requests to workers, who work side by side, and return their replies; after an error all workers start afresh."""
-        try:
-            for worker, request in requests:
-                worker.send(request)
-            return [worker.receive() for worker, _ in requests]
-        except (ValueError, RuntimeError):
-            _end(self._workers)
-            raise
+        """Send requests to workers, who work side by side, and return their replies."""
+        for worker, request in requests:
+            worker.send(request)
+        return [worker.receive() for worker, _ in requests]
 
 
 def _recipe(scene: Scene, row: int) -> dict[str, Any]:
     """Return the recipe of a scene.
 
     Raises:
-        ValueError: it has none, or one of another version.
+        ValueError: it has none, a broken one, or one of another version.
     """
     text = scene.recipe[row]
     if not text:
         raise ValueError(f"scene {scene.id[row]} has no SUMO network: use --world learned or replay")
-    recipe = json.loads(text)
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"scene {scene.id[row]}: its recipe {text[:40]!r} is no JSON object: generate it again")
     if recipe.get("version") != RECIPE_VERSION:
         raise ValueError(
-            f"scene {scene.id[row]}: found recipe version {recipe.get('version')!r}, wanted {RECIPE_VERSION}: generate it again"
+            f"scene {scene.id[row]}: found recipe version {recipe.get('version')}, wanted {RECIPE_VERSION}: generate it again"
         )
+    wrong = [name for name, kind in _RECIPE_FIELDS.items() if not isinstance(recipe.get(name), kind)]
+    if not wrong:
+        source = recipe["source"]
+        is_named = isinstance(source.get("config", source.get("template")), str)
+        wrong = [] if is_named and isinstance(source.get("seed"), int) else ["source"]
+    if wrong:
+        raise ValueError(f"scene {scene.id[row]}: its recipe lacks a valid {', '.join(wrong)}: generate it again")
     return recipe
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -34,6 +33,8 @@ from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, build_vocabu
 from .world import LearnedWorld
 
 CHECKPOINT = "checkpoint.safetensors"
+SAVE_EVERY = 100
+"""Steps between two checkpoints: what a kill may cost."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,24 @@ class Args:
     dropout: float = 0.1
     """Share of what each part of a layer adds that is dropped: a few hundred real scenes are soon known by heart."""
     noise: int = 4
-    """Tracks are coded with one of the so many nearest tokens at random."""
+    """How far the past is disturbed: each motion is written as one, at random, of so many tokens that are nearest to it; 1 writes
+    it as it was."""
     start_from: Path | None = None
     """Fine-tune: begin with the weights, sizes and vocabulary of this model folder."""
     closed_loop: int = 0
-    """Code tracks, instead of with noise, by letting the model drive: of its so many likeliest tokens it takes the one that ends
-    nearest to the log, and learns the one that leads back best. 0: off. Wants weights that know something: see --start-from."""
+    """Let the model itself drive through the windows, and learn the way back from where it ends up: at each decision it follows,
+    of so many of its likeliest motions (16, say), the one nearest to the log. 0: off. For fine-tuning, with --start-from."""
     average: float = 0.998
     """Decay of the moving average of the weights."""
     vehicle_tokens: int = 512
-    """Most tokens in the vocabulary of vehicles."""
+    """The vocabulary holds at most so many motions of vehicles."""
     other_tokens: int = 256
-    """Most tokens of pedestrians, and of cyclists."""
+    """And so many of pedestrians, and of cyclists."""
     bfloat16: bool = True
     """Matrix products in bfloat16: faster on a processor that has them (AVX-512, AMX), slower on one that has not."""
     model: dict[str, int] = field(default_factory=dict)
-    """Sizes of the model that differ from BehaviorConfig, as pairs: `--model width 96 layers 2`."""
+    """Sizes of the model, as pairs: `--model width 96 layers 2`. There are decision_ticks 5, width 128, heads 4, layers 3, hidden
+    256, pair_width 32, window 8, map_neighbours 32, signal_neighbours 4, agent_neighbours 16 (see BehaviorConfig)."""
     evaluate_every: int = 500
     """Steps between two validations."""
     seed: int = 0
@@ -408,12 +411,16 @@ def main(args: Args) -> Path:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
         raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
+    if not args.resume and (args.out / CHECKPOINT).is_file():
+        raise FileExistsError(f"{args.out}: holds a training already: go on with it by --resume, or name another place")
     if not args.resume:
         require_free(args.out)
     recorded = json.loads(json.dumps(asdict(args), default=str))
     if args.resume and (args.out / CHECKPOINT).is_file():
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
         trainer.load(args.out)
+        if trainer.step > args.steps:
+            raise ValueError(f"{args.out}: is at step {trainer.step} already, found --steps {args.steps}: take more")
     elif args.start_from:
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.start_from))
     else:
@@ -430,13 +437,21 @@ def main(args: Args) -> Path:
     )
     with Progress(*columns) as progress:
         bar = progress.add_task("training", total=args.steps, completed=trainer.step, loss=math.nan)
-        results = _loop(trainer, sources, held_out, run, lambda loss: progress.update(bar, advance=1, loss=loss))
+        show = lambda loss: progress.update(bar, advance=1, loss=loss)  # noqa: E731
+        results = _loop(trainer, sources, held_out, run, show, progress.console.print)
     run.finish(results)
     return args.out / "model"
 
 
-def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source], run: Run, show: Any) -> dict[str, float]:
-    """Run the remaining steps; return the last validation's numbers."""
+def _loop(
+    trainer: Trainer,
+    sources: Sequence[Source],
+    held_out: Sequence[Source],
+    run: Run,
+    show: Callable[[float], None],
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Run the remaining steps, tell `show` every loss and `say` every validation; return the last one's numbers."""
     args, recent, clock = trainer.args, [], time.monotonic()
     results = next((row for row in reversed(read_metrics(run.folder)) if "validation_loss" in row), {})
     while trainer.step < args.steps:
@@ -447,9 +462,15 @@ def _loop(trainer: Trainer, sources: Sequence[Source], held_out: Sequence[Source
             rate = len(recent) / (time.monotonic() - clock)
             run.log(trainer.step, loss=sum(recent) / len(recent), steps_per_second=rate)
             recent, clock = [], time.monotonic()
-        if trainer.step % args.evaluate_every == 0 or trainer.step == args.steps:
+        is_due = trainer.step % args.evaluate_every == 0 or trainer.step == args.steps
+        if is_due:
             results = validate(trainer.average, held_out, args)
             run.log(trainer.step, **results)
+            say(
+                f"step {trainer.step} of {args.steps}: validation loss {results['validation_loss']:.3f} nats a token, "
+                f"minADE over 3 s {results['min_ade_3s']:.2f} m"
+            )
+        if is_due or trainer.step % SAVE_EVERY == 0:
             trainer.save(run.folder)
             run.checkpoint()
             plot_curves(read_metrics(run.folder), run.folder / "learning_curves.png")

@@ -40,7 +40,7 @@ class State(TensorBatch):
         step: (B,) int64, ticks of 0.1 s since the reset; the log's index of this moment is HISTORY_STEPS + step.
         key: (B,) int64, the source of all randomness of each scene.
         position: (B, A, 3), heading: (B, A), velocity: (B, A, 2), valid: (B, A) bool of every agent, the ego included.
-        simulated: (B, A) bool, the agents that the world moved in the last step (never the ego).
+        simulated: (B, A) bool, the agents that the world moved in the last step (the ego only where nobody else drove it).
         signal_state: (B, S) int64 `SignalState`; signal_valid: (B, S) bool.
         memory: what the world itself remembers, by name; every tensor leads with B.
     """
@@ -68,7 +68,11 @@ class State(TensorBatch):
 
 
 class World(Protocol):
-    """What `DriveVectorEnv`, policies and evaluation ask of a world; they never ask which one it is."""
+    """What `DriveVectorEnv`, policies and evaluation ask of a world; they never ask which one it is.
+
+    The worlds of this file and of `idm.py` can also drive the ego themselves, like any other agent: they take None for its motion
+    (see `open_loop.Simulator`).
+    """
 
     def horizon(self, scenes: Scene) -> Tensor | None:
         """How many steps (B,) each scene can run, None where there is no end."""
@@ -144,7 +148,7 @@ class ReplayWorld:
         """See `World.reset`."""
         return logged_state(scenes, key)
 
-    def step(self, state: State, ego: Motion) -> State:
+    def step(self, state: State, ego: Motion | None) -> State:
         """See `World.step`.
 
         Raises:
@@ -169,11 +173,11 @@ class ReplayWorld:
             heading=scene.heading.gather(2, at)[..., 0],
             velocity=vector(scene.velocity),
             valid=valid,
-            simulated=movable(replace(state, valid=valid)),
+            simulated=movable(replace(state, valid=valid), ego is None),
             signal_state=signal_state,
             signal_valid=signal_valid,
         )
-        return place_ego(following, ego)
+        return following if ego is None else place_ego(following, ego)
 
 
 class ConstantVelocityWorld:
@@ -186,11 +190,11 @@ class ConstantVelocityWorld:
         """See `World.reset`."""
         return logged_state(scenes, key)
 
-    def step(self, state: State, ego: Motion) -> State:
+    def step(self, state: State, ego: Motion | None) -> State:
         """See `World.step`."""
-        moving = movable(state)
+        moving = movable(state, ego is None)
         ahead = torch.nn.functional.pad(state.velocity * TIME_STEP, (0, 1))
-        return _after_step(state, ego, torch.where(moving[..., None], state.position + ahead, state.position), state.heading)
+        return after_step(state, ego, torch.where(moving[..., None], state.position + ahead, state.position), state.heading)
 
 
 class LearnedWorld:
@@ -246,7 +250,7 @@ class LearnedWorld:
         return replace(state, memory=memory)
 
     @torch.no_grad()
-    def step(self, state: State, ego: Motion) -> State:
+    def step(self, state: State, ego: Motion | None) -> State:
         """See `World.step`."""
         ticks = self.model.config.decision_ticks
         due = (state.step % ticks == 0).nonzero()[:, 0]
@@ -256,10 +260,10 @@ class LearnedWorld:
             state = state.put(due, self._decide(state.take(due)))
         tick = (state.step % ticks)[:, None, None, None].expand(-1, state.position.shape[1], 1, 3)
         planned = state.memory["plan"].gather(2, tick)[:, :, 0]
-        moving = movable(state)
+        moving = movable(state, ego is None)
         place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
         position = torch.where(moving[..., None], place, state.position)
-        return _after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        return after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""
@@ -297,14 +301,19 @@ class LearnedWorld:
         return replace(state, memory=memory | decided)
 
 
-def movable(state: State) -> Tensor:
-    """Return which agents (B, A) a world has to move: valid, not the ego, not an `OBJECT`."""
+def movable(state: State, ego_too: bool = False) -> Tensor:
+    """Return which agents (B, A) a world has to move: valid, not an `OBJECT`, and not the ego unless `ego_too`."""
     everyone = state.valid & (state.scene.kind != AgentKind.OBJECT)
+    if ego_too:
+        return everyone
     return everyone.index_put((state.scene.ego_row(), state.scene.ego), torch.tensor(False))
 
 
-def _after_step(state: State, ego: Motion, position: Tensor, heading: Tensor) -> State:
-    """Return the next state from where a world has moved everyone to; velocities follow from the movement."""
+def after_step(state: State, ego: Motion | None, position: Tensor, heading: Tensor) -> State:
+    """Return the next state from where a world has moved everyone to; velocities follow from the movement.
+
+    The ego (B, ...) goes where the policy says, with None where the world has moved it too.
+    """
     step = state.step + 1
     signal_state, signal_valid = logged_signals(state.scene, step)
     following = replace(
@@ -313,11 +322,11 @@ def _after_step(state: State, ego: Motion, position: Tensor, heading: Tensor) ->
         position=position,
         heading=heading,
         velocity=(position - state.position)[..., :2] / TIME_STEP,
-        simulated=movable(state),
+        simulated=movable(state, ego is None),
         signal_state=signal_state,
         signal_valid=signal_valid,
     )
-    return place_ego(following, ego)
+    return following if ego is None else place_ego(following, ego)
 
 
 def save_state(state: State, path: Path) -> None:

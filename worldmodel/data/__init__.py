@@ -28,7 +28,14 @@ __all__ = [
     "split",
 ]
 
-READERS: dict[str, str] = {"commonroad": ".commonroad", "pandaset": ".pandaset"}
+READERS: dict[str, str] = {
+    "argoverse2": ".argoverse2",
+    "commonroad": ".commonroad",
+    "gpudrive": ".gpudrive",
+    "pandaset": ".pandaset",
+    "scenarionet": ".scenarionet",
+    "waymo": ".waymo",
+}
 """Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`, which yields scenes."""
 
 VALIDATION_PREFIXES = ("commonroad/USA_Peach",)
@@ -68,6 +75,8 @@ def find_files(format: str, path: str | Path) -> list[Path]:
         DataError: there is none.
     """
     path, patterns = Path(path), reader(format).PATTERNS
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
     if path.is_file():
         return [path]
     found = sorted({file for pattern in patterns for file in path.glob(pattern)}) if path.is_dir() else []
@@ -136,7 +145,8 @@ def split(id: str) -> str:
     """Return "train", "validation" or, for a scene that no fixed split names, "none".
 
     PandaSet below 042, NGSIM US-101 and Lankershim and all generated scenes train; PandaSet from 042 on and NGSIM Peachtree
-    validate: whole places are held out, since scenarios of one place share their starts.
+    validate: whole places are held out, since scenarios of one place share their starts. Waymo's scenes, GPUDrive's form of them
+    included, are in no split: they serve reading and zero-shot scoring alone.
     """
     if id.startswith("pandaset/"):
         number = id.removeprefix("pandaset/")

@@ -2,8 +2,9 @@
 
 The planning problem's own vehicle is not in the log (in the NGSIM scenarios its start lies at least 2.6 m from every recorded
 car), so the ego is a recorded vehicle, chosen by rule (`choose_ego`): replay, route and scoring need its log. The present is
-step 10 after the first recorded one. Recorded tracks jitter, so they are smoothed (`geometry.smooth_track`). Scenarios whose
-`source` says that the recording was edited are skipped.
+step 10 after the first recorded one. Large coordinates (UTM) are counted from near the first lanelet (`find_origin`). Recorded
+tracks jitter, so they are smoothed (`geometry.smooth_track`). Scenarios whose `source` says that the recording was edited are
+skipped.
 
 Althoff, Koschi, Manzinger: CommonRoad: Composable Benchmarks for Motion Planning on Roads, IV 2017; the formats are described in
 "CommonRoad: Documentation of the XML Format", versions 2018b and 2020a.
@@ -11,9 +12,7 @@ Althoff, Koschi, Manzinger: CommonRoad: Composable Benchmarks for Motion Plannin
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from torch import Tensor
 
 from ..geometry import SmoothTrack, smooth_track
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, SignalState, make_scene
-from .lanelets import RoadMap, point_list, read_map
+from .compressed import read_content
+from .lanelets import FARTHEST, RoadMap, find_origin, place, point_list, read_map
 from .shards import DataError, Skipped
 
 PATTERNS = ("*.xml", "*.xml.gz")
@@ -36,6 +36,9 @@ VERSIONS = ("2018b", "2020a")
 
 EDITED = ("optimized towards criticality", "Set-based Prediction")
 """Texts in the `source` attribute of scenarios whose traffic is not as recorded."""
+
+MOST_STEPS = 36_000
+"""T at most: an hour, which only a wrong time exceeds."""
 
 TYPES: dict[str, tuple[AgentKind, float]] = {
     "car": (AgentKind.VEHICLE, 1.5),
@@ -96,10 +99,10 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
 
 def _parse(file: Path) -> Element:
     """Return the root element of a plain or gzipped scenario."""
+    content = read_content(file)
     try:
-        content = file.read_bytes()
-        root = defusedxml.ElementTree.fromstring(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-    except (OSError, EOFError, zlib.error, ParseError, DefusedXmlException) as error:
+        root = defusedxml.ElementTree.fromstring(content)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise DataError(f"{file}: is no whole XML file, plain or gzipped ({error}): fetch the file again") from error
     version = root.get("commonRoadVersion", "none")
     if root.tag != "commonRoad" or version not in VERSIONS:
@@ -112,8 +115,11 @@ def _parse(file: Path) -> Element:
 
 def _scene(root: Element, file: Path) -> Scene | Skipped:
     step_size = float(root.get("timeStepSize", TIME_STEP))
-    roads = read_map(root, file)
-    tracks = [track for element in root if (track := _track(element, step_size)) is not None]
+    if not 0 < step_size < math.inf:
+        raise DataError(f"{file}: timeStepSize {root.get('timeStepSize')}, wanted a number of seconds above 0: correct the file")
+    origin = find_origin(root)
+    roads = read_map(root, file, origin)
+    tracks = [track for element in root if (track := _track(element, step_size, origin)) is not None]
     moving = [track for track in tracks if not track.static]
     if not moving:
         return Skipped(file.name, "no recorded vehicle, so none can be the ego")
@@ -121,6 +127,8 @@ def _scene(root: Element, file: Path) -> Scene | Skipped:
     steps = math.floor((max(float(track.time[-1]) for track in moving) - start) / TIME_STEP + 1e-6) + 1
     if steps <= HISTORY_STEPS:
         return Skipped(file.name, f"{steps} steps, wanted at least {HISTORY_STEPS + 1}")
+    if steps > MOST_STEPS:
+        raise DataError(f"{file}: spans {steps} steps of {TIME_STEP} s, wanted at most {MOST_STEPS}: cut it into parts")
     smooth = smooth_track(*_on_grid(tracks, start, steps))
     keep = smooth.valid.any(dim=-1)
     smooth = SmoothTrack(*(part[keep] for part in smooth))
@@ -143,7 +151,7 @@ def _scene(root: Element, file: Path) -> Scene | Skipped:
         size=size,
         kind=kind,
         ego=torch.tensor(ego),
-        route=roads.route(smooth.position[ego][seen], smooth.heading[ego][seen]),
+        route=roads.route(torch.nn.functional.pad(smooth.position[ego][seen], (0, 1)), smooth.heading[ego][seen]),
         **roads.tensors(),
         **_signals(root, roads, round(start / step_size), steps, step_size),
     )
@@ -183,16 +191,16 @@ def _number(element: Element) -> float:
     return 0.5 * (float(element.findtext("intervalStart", "nan")) + float(element.findtext("intervalEnd", "nan")))
 
 
-def _place(element: Element) -> list[float]:
-    """Return x, y of a `<position>`: its point, or the middle of its area."""
+def _place(element: Element, origin: tuple[float, float]) -> list[float]:
+    """Return x, y of a `<position>` less `origin`: its point, or the middle of its area."""
     for tag in ("point", "rectangle/center", "circle/center"):
         found = element.find(tag)
         if found is not None:
-            return [float(found.findtext("x", "nan")), float(found.findtext("y", "nan"))]
+            return place(found, origin)[:2]
     found = element.find("circle") if element.find("circle") is not None else element.find("polygon")
-    if found is None or found.tag == "circle":  # a shape without <center> is centred on the origin
-        return [0.0, 0.0]
-    return point_list(found).mean(dim=0)[:2].tolist()
+    if found is None or found.tag == "circle":  # a shape without <center> is centred on the file's origin
+        return [0.0 - origin[0], 0.0 - origin[1]]
+    return point_list(found, origin).mean(dim=0)[:2].tolist()
 
 
 def _shape(element: Element) -> tuple[float, float, float, float, float]:
@@ -209,22 +217,29 @@ def _shape(element: Element) -> tuple[float, float, float, float, float]:
     if polygon is None:
         raise KeyError("<rectangle>, <circle> or <polygon> in <shape>")
     points = point_list(polygon)[:, :2]
+    if not len(points):
+        raise ValueError("<polygon> without points in <shape>")
     low, high = points.amin(dim=0), points.amax(dim=0)
     length, width = (high - low).tolist()
     x, y = (0.5 * (low + high)).tolist()
     return length, width, 0.0, x, y
 
 
-def _track(element: Element, step_size: float) -> Track | None:
-    """Return the obstacle that an element of the root describes, None if it is something else."""
+def _track(element: Element, step_size: float, origin: tuple[float, float]) -> Track | None:
+    """Return the obstacle that an element of the root describes, less `origin`, None if it is something else."""
     if element.tag not in ("obstacle", "dynamicObstacle", "staticObstacle"):
         return None
     static = element.tag == "staticObstacle" or element.findtext("role") == "static"
     kind, height = TYPES.get(element.findtext("type", ""), (AgentKind.OBJECT, 1.0) if static else (AgentKind.VEHICLE, 1.5))
     states = [_child(element, "initialState"), *([] if static else element.findall("trajectory/state"))]
     time = torch.tensor([_number(_child(state, "time")) for state in states], dtype=torch.float64) * step_size
-    position = torch.tensor([_place(_child(state, "position")) for state in states], dtype=torch.float64)
+    position = torch.tensor([_place(_child(state, "position"), origin) for state in states], dtype=torch.float64)
     heading = torch.tensor([_number(_child(state, "orientation")) for state in states], dtype=torch.float64)
+    if not (time.isfinite().all() and (time.diff() > 0).all()):
+        raise ValueError(f"obstacle {element.get('id')}: the times of its states do not rise")
+    for field, value in (("position", position), ("orientation", heading)):
+        if not (value.abs() <= FARTHEST).all():
+            raise ValueError(f"obstacle {element.get('id')}: {field}: found NaN or infinity or a number above 1e6")
     length, width, turn, x, y = _shape(_child(element, "shape"))
     offset = torch.stack((heading.cos() * x - heading.sin() * y, heading.sin() * x + heading.cos() * y), dim=-1)
     return Track(time, position + offset, heading + turn, (length, width, height), kind, static)
@@ -255,7 +270,7 @@ def _on_grid(tracks: list[Track], start: float, steps: int) -> tuple[Tensor, Ten
 
 
 def _signals(root: Element, roads: RoadMap, first: int, steps: int, step_size: float) -> dict[str, Tensor]:
-    """Return the signal fields: one signal for each lanelet that refers to a traffic light.
+    """Return the signal fields: one signal for each lanelet that refers to a traffic light, but crosswalks.
 
     Where several lights stand on one lanelet, the one for all directions is taken, else the one for straight on, else the first:
     a `Scene` has one signal a lane. The phase is (step - offset) modulo the cycle, as commonroad-io counts it.
@@ -267,10 +282,13 @@ def _signals(root: Element, roads: RoadMap, first: int, steps: int, step_size: f
     for lanelet, references in roads.lights.items():
         known = [lights[reference] for reference in references if reference in lights]
         light = min(known, key=lambda light: rank.get(light.findtext("direction", "all"), 2), default=None)
-        if light is None or light.find("cycle") is None:
+        if light is None or light.find("cycle") is None or not roads.lanelets[lanelet].pieces:
             continue
         cycle = _child(light, "cycle")
-        duration = torch.tensor([int(_text(entry, "duration")) for entry in cycle.findall("cycleElement")])
+        durations = [int(_text(entry, "duration")) for entry in cycle.findall("cycleElement")]
+        if not 0 < sum(durations) < 2**31 or min(durations) < 0:
+            raise ValueError(f"traffic light {light.get('id')}: found a cycle of durations {durations}, wanted them above 0")
+        duration = torch.tensor(durations)
         colour = torch.tensor([COLOURS[_text(entry, "color")] for entry in cycle.findall("cycleElement")])
         phase = torch.remainder(time - int(cycle.findtext("timeOffset", "0")), duration.sum())
         state = colour[torch.searchsorted(duration.cumsum(0), phase, right=True)]

@@ -9,9 +9,7 @@ Xiao et al., PandaSet: Advanced Sensor Suite Dataset for Autonomous Driving, ITS
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from ..geometry import resample_polyline, smooth_track, split_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
+from .compressed import read_content
 from .shards import DataError, Skipped
 
 PATTERNS = ("*.json.gz",)
@@ -75,12 +74,13 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
     """Yield the scene `pandaset/NNN` of one sequence, or why it is left out.
 
     Raises:
-        DataError: the file is truncated, foreign, or lacks a field.
+        DataError: the file is truncated, foreign, lacks a field, or holds a table of another shape or with NaN or infinity.
     """
+    content = read_content(file)
     try:
-        record = json.loads(gzip.decompress(file.read_bytes()))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{file}: is no whole gzipped JSON ({error}): fetch the file again") from error
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: is no whole JSON, plain or gzipped ({error}): fetch the file again") from error
     try:
         steps = len(record["ego"]["t"])
         if abs(float(record["dt"]) - TIME_STEP) > 1e-6:
@@ -99,8 +99,8 @@ def read_file(file: Path) -> Iterator[Scene | Skipped]:
 
 def _scene(record: dict[str, Any], file: Path) -> Scene:
     name = str(record.get("sequence", file.name.split(".")[0]))
-    first = round(record["ego"]["t"][0] / TIME_STEP)
     steps = len(record["ego"]["t"])
+    first = round(float(_numbers(record["ego"]["t"], (steps,), "ego.t")[0]) / TIME_STEP)
     position, heading, valid, size, kind = _labels(record, file, first, steps)
     label = smooth_track(position[..., :2], heading, valid)
     height = _heights(position[..., 2], valid, label.valid)
@@ -128,22 +128,41 @@ def _labels(record: dict[str, Any], file: Path, first: int, steps: int) -> tuple
     heading = torch.zeros(len(agents) + 1, steps, dtype=torch.float64)
     valid = torch.zeros(len(agents) + 1, steps, dtype=torch.bool)
     size, kind = [EGO_SIZE], [AgentKind.VEHICLE]
-    yaw = torch.tensor(record["ego"]["yaw"], dtype=torch.float64)
+    yaw = _numbers(record["ego"]["yaw"], (steps,), "ego.yaw")
     forward, up = EGO_CENTRE
     lever = torch.stack((forward * yaw.cos(), forward * yaw.sin(), torch.full_like(yaw, up)), dim=-1)
-    position[0] = torch.tensor(record["ego"]["xyz"], dtype=torch.float64) + lever
+    position[0] = _numbers(record["ego"]["xyz"], (steps, 3), "ego.xyz") + lever
     heading[0], valid[0] = yaw, True
     for row, agent in enumerate(agents, start=1):
         if agent["category"] not in KINDS:
             raise DataError(f"{file}: unknown category {agent['category']!r}: known are {', '.join(sorted(KINDS))}")
-        step = torch.tensor(agent["frame"], dtype=torch.int64) - first
+        count, name = len(agent["frame"]), f"agents[{row - 1}]"
+        step = _numbers(agent["frame"], (count,), f"{name}.frame").long() - first
         seen = (step >= 0) & (step < steps)
-        position[row, step[seen]] = torch.tensor(agent["xyz"], dtype=torch.float64)[seen]
-        heading[row, step[seen]] = torch.tensor(agent["yaw"], dtype=torch.float64)[seen]
+        position[row, step[seen]] = _numbers(agent["xyz"], (count, 3), f"{name}.xyz")[seen]
+        heading[row, step[seen]] = _numbers(agent["yaw"], (count,), f"{name}.yaw")[seen]
         valid[row, step[seen]] = True
         kind.append(KINDS[agent["category"]])
-        size.append((*agent["lwh"][:2], agent["lwh"][2] if len(agent["lwh"]) > 2 else HEIGHTS[kind[-1]]))
+        box = agent["lwh"] if len(agent["lwh"]) != 2 else [*agent["lwh"], HEIGHTS[kind[-1]]]
+        size.append(tuple(_numbers(box, (3,), f"{name}.lwh").tolist()))
     return position, heading, valid, torch.tensor(size), torch.tensor(kind)
+
+
+def _numbers(value: Any, shape: tuple[int, ...], name: str) -> Tensor:
+    """Return a table of numbers in float64, none above a million, of which polylines would not fit memory.
+
+    Raises:
+        ValueError: it has another shape or holds something else; the message calls it `name`.
+    """
+    try:
+        table = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}, wanted numbers of shape {shape}") from error
+    if table.shape != shape:
+        raise ValueError(f"{name}: found shape {tuple(table.shape)}, wanted {shape}")
+    if not (table.abs() <= 1e6).all():
+        raise ValueError(f"{name}: found NaN or infinity or a number above 1e6")
+    return table
 
 
 def _heights(z: Tensor, labelled: Tensor, valid: Tensor) -> Tensor:
@@ -173,9 +192,9 @@ def _lane_markings(lines: list[list[list[float]]]) -> dict[str, Tensor]:
     """Return polyline, polyline_valid and polyline_kind of lane lines, about 2.5 m between points, at most 10 points each."""
     pieces = [
         piece
-        for line in lines
+        for row, line in enumerate(lines)
         if len(line) > 1
-        for piece in split_polyline(resample_polyline(torch.tensor(line, dtype=torch.float32), 2.5), 10)
+        for piece in split_polyline(resample_polyline(_numbers(line, (len(line), 3), f"lane_lines[{row}]").float(), 2.5), 10)
     ]
     pieces = [piece for piece in pieces if len(piece) > 1]
     polyline, valid = torch.zeros(len(pieces), 10, 3), torch.zeros(len(pieces), 10, dtype=torch.bool)

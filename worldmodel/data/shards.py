@@ -119,7 +119,7 @@ class ShardWriter:
                 shutil.rmtree(self.former)
         if self.path.exists():
             if not self.overwrite:
-                raise DataError(f"{self.path}: exists already: choose another destination or pass overwrite")
+                raise DataError(f"{self.path}: exists already: choose another destination or overwrite it (--overwrite)")
             _require_ours(self.path)
         if self.partial.exists():
             _require_ours(self.partial)
