@@ -30,6 +30,10 @@ JOB_SCENES = 16
 IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)
 """In workers: Ctrl-C is the parent's business, which stops them."""
 
+UNITS = {"median_speed": " (m/s)", "p95_speed": " (m/s)"}
+LISTED = ("id", "agents", "steps", "source")
+"""Columns of the list of scenes that `data info` writes."""
+
 JOBS_APART = 100_000
 """Keeps the seeds of the jobs of two runs apart."""
 
@@ -93,13 +97,14 @@ class Generate:
 class Info:
     """Show what a data set holds: scenes, hours, road users by kind, speeds, roads by kind.
 
-    Prints a table; the run folder gets it as info.json and info.csv.
+    Prints a table with a column for each of the project's fixed splits (whole places are held out for validation) that occurs;
+    the run folder gets it as info.json and info.csv, and scenes.csv with all ids.
 
     Example: worldloop data info scenes/pandaset
     """
 
     dst: Positional[Path]
-    """Folder of a data set."""
+    """Folder of a data set, or FOLDER:GLOB for the scenes with such ids."""
     out: Path | None = None
     """Run folder, runs/data-info-DATE if not given."""
 
@@ -120,6 +125,7 @@ def run_import(args: Import) -> None:
         f"{done.scenes} scenes from {done.files} files ({done.agents} road users, {done.agent_steps} agent-steps, "
         f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -157,7 +163,7 @@ def run_generate(args: Generate) -> None:
             raise
         write_csv(run.folder / "scenes.csv", rows)
         run.finish({"scenes": len(rows)})
-    Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False)
+    Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
 
 
 def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str, str, dict[str, np.ndarray]]]:
@@ -171,7 +177,9 @@ def run_info(args: Info) -> None:
     """Print the table, a column a split."""
     out = args.out or dated_folder("data info")
     with whole_run(out, "data info", asdict(args), seed=0) as run, _bar("scenes") as tell:
-        rows = describe(SceneDataset(args.dst), tell)
+        dataset = SceneDataset.named(str(args.dst))
+        rows = describe(dataset, tell)
+        write_csv(run.folder / "scenes.csv", [{name: entry.get(name) for name in LISTED} for entry in dataset.entries])
         write_json(run.folder / "info.json", rows)
         write_csv(run.folder / "info.csv", rows)
         run.finish({"splits": rows})
@@ -181,8 +189,10 @@ def run_info(args: Info) -> None:
         table.add_column(str(row["split"]), justify="right")
     for name in rows[0]:
         if name != "split" and any(row[name] for row in rows):
-            table.add_row(name.replace("_", " "), *(_number(row[name]) for row in rows))
-    Console(highlight=False).print(table)
+            table.add_row(name.replace("_", " ") + UNITS.get(name, ""), *(_number(row[name]) for row in rows))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"scenes such as {', '.join(dataset.ids[:3])}; all of them: {out / 'scenes.csv'}", markup=False, soft_wrap=True)
 
 
 def _number(value: float | str) -> str:

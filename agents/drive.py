@@ -50,7 +50,8 @@ class Rollout:
     """
 
     policy: str = "idm"
-    """Who drives: random, constant, replay, idm, or your own as module:attribute (see worldloop.agents.policy)."""
+    """Who drives: random, constant, replay, idm, or your own as module:attribute, an object or class with
+    act(observation, state) that returns accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
     world: str = "learned"
     """Who moves the others: learned, replay (the log), constant_velocity, or sumo (generated scenes only)."""
     scenes: str = "demo"
@@ -58,6 +59,8 @@ class Rollout:
     here)."""
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
+    limit: int | None = None
+    """Take only so many of the scenes, the first ones."""
     horizon: int | None = None
     """Steps of 0.1 s. Not given: as long as each scene's log (80 where a scene is a moment without a log after it)."""
     seed: int = 0
@@ -66,7 +69,7 @@ class Rollout:
     """Scenes driven at once; the results do not depend on it."""
     video: bool = True
     """Film the first scenarios, side by side."""
-    films: int = 8
+    films: int = 10
     """How many of them."""
     observed: bool = False
     """Mark in the film (white frames and dots) the road users and lines that the policy's observation holds."""
@@ -104,6 +107,13 @@ def _run(command: str, args: Rollout) -> int:
     out = args.out or dated_folder(command)
     require_free(out)
     policy, world, scenes = load_policy(args.policy), _open_world(args), open_scenes(args.scenes)
+    if args.limit is not None:
+        scenes = scenes.first(args.limit)
+    if args.world == "sumo" and not any(entry["recipe"] for entry in scenes.entries):
+        raise ValueError(
+            f"--world sumo: none of the {len(scenes)} scenes was made by `worldloop data generate`, so SUMO cannot drive them: "
+            "take the learned world or log replay"
+        )
     errors = Console(stderr=True)
     if args.horizon is not None:
         bound = ("replay policy", ReplayWorld()) if isinstance(policy, ReplayPolicy) else (f"{args.world} world", world)
@@ -132,8 +142,7 @@ def _run(command: str, args: Rollout) -> int:
             write_json(run.folder / "scenarios.json", rows)
             write_csv(run.folder / "scenarios.csv", rows)
             if driven.films:
-                title = f"{args.policy} in the {args.world} world"
-                write_films(run.folder, driven, title, progress, observed=args.observed)
+                write_films(run.folder, driven, progress, observed=args.observed)
         run.finish(driven.summary())
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -219,14 +228,14 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.1f}"
 
 
-def write_films(folder: Path, driven: Driven, title: str, progress: Progress, *, observed: bool) -> None:
+def write_films(folder: Path, driven: Driven, progress: Progress, *, observed: bool) -> None:
     """Write all films side by side as rollout.mp4, and the middle of them as rollout.png; `observed` as in `Rollout`."""
     kept = [(row, driven.films[row.scene]) for row in driven.scenarios if row.scene in driven.films]
     length = max(len(film.states) for _, film in kept) + HELD_FRAMES
     bar = progress.add_task("film", total=length, at="")
 
     def frames() -> Iterator[np.ndarray]:
-        tiles = [_frames(row, film, title, observed) for row, film in kept]
+        tiles = [_frames(row, film, observed) for row, film in kept]
         for number, frame in enumerate(_grid(tiles, length)):
             if number == (length - HELD_FRAMES) // 2:
                 write_picture(folder / "rollout.png", frame)
@@ -238,14 +247,14 @@ def write_films(folder: Path, driven: Driven, title: str, progress: Progress, *,
 
 def _grid(tiles: Sequence[Iterator[np.ndarray]], length: int) -> Iterator[np.ndarray]:
     """Yield every frame of all films side by side; a film that is over stands still."""
-    columns = min(len(tiles), 4)
+    columns = min(len(tiles), 4 if len(tiles) <= 8 else 5)
     last: list[np.ndarray] = [np.zeros(0)] * len(tiles)
     for _ in range(length):
         last = [next(tile, before) for tile, before in zip(tiles, last, strict=True)]
         yield contact_sheet(last, columns=columns)
 
 
-def _frames(row: Scenario, film: Film, title: str, observed: bool) -> Iterator[np.ndarray]:
+def _frames(row: Scenario, film: Film, observed: bool) -> Iterator[np.ndarray]:
     """Yield the pictures of one scenario."""
     renderer = BirdEyeRenderer(width=FILM_PIXELS, height=FILM_PIXELS)
     scene = film.states[0].scene
@@ -254,9 +263,8 @@ def _frames(row: Scenario, film: Film, title: str, observed: bool) -> Iterator[n
     for number, (state, reward, seen) in enumerate(zip(film.states, film.rewards, film.observations, strict=True)):
         past = torch.cat((past, state.position[0, :, None, :2]), dim=1)[:, -TRAIL_STEPS:]
         known = torch.cat((known, state.valid[0, :, None]), dim=1)[:, -TRAIL_STEPS:]
-        caption = [title, f"simulated {int((state.simulated & state.valid).sum())}\treward {reward:.1f}"]
-        if number == len(film.states) - 1 and row.ended != "horizon":
-            caption.append(row.ended.replace("_", " ").upper())
+        caption = [f"reward\t{reward:.1f}"]
+        alert = row.ended.replace("_", " ") if number == len(film.states) - 1 and row.ended != "horizon" else ""
         marked = Observed(**visible(seen, ObservationSize())) if observed else None
-        yield renderer.draw(state, trails=past, trails_valid=known, observation=marked, caption=caption)
+        yield renderer.draw(state, trails=past, trails_valid=known, observation=marked, caption=caption, alert=alert)
     renderer.close()

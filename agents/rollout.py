@@ -147,7 +147,7 @@ def rollout(
         ValueError: an argument is out of range.
     """
     if batch < 1 or (steps is not None and steps < 1) or seed < 0:
-        raise ValueError(f"found batch {batch}, horizon {steps}, seed {seed}: wanted batch and horizon >= 1, seed >= 0")
+        raise ValueError(f"found --batch {batch}, --horizon {steps}, --seed {seed}: wanted batch and horizon >= 1, seed >= 0")
     began, rows, films = perf_counter(), [], {}
     drive = _Batches(policy, world, scenes, scenes.sizes(), steps, tell)
     for first in range(0, len(scenes), batch):

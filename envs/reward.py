@@ -30,4 +30,4 @@ class RewardWeights:
 
 def reward_terms(measures: Mapping[str, Tensor], weights: RewardWeights) -> dict[str, Tensor]:
     """Return each weighted measure (B,) float64 by its name; their sum is the reward."""
-    return {name: weight * measures[name].to(torch.float64) for name, weight in asdict(weights).items()}
+    return {name: weight * measures[name].to(torch.float64) + 0.0 for name, weight in asdict(weights).items()}  # no -0.0

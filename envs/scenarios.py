@@ -36,10 +36,10 @@ class Scenarios:
         if source is None or source == "demo":
             source = SHIPPED_SCENES
         if isinstance(source, str | Path):
-            source = SceneDataset(source)
+            source = SceneDataset.named(str(source))
         if not isinstance(source, Scene | SceneDataset):
             raise ValueError(
-                f"scenes: found {type(source).__name__}, wanted a Scene, a SceneDataset, the folder of a data set, or 'demo'"
+                f"scenes: found {type(source).__name__}, wanted a Scene, a SceneDataset, FOLDER, FOLDER:GLOB, or 'demo'"
             )
         if not len(source):
             raise ValueError("scenes: found none, wanted at least one")

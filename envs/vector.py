@@ -134,6 +134,9 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             ValueError: an argument is unknown or impossible; the message names it and what is wanted.
         """
         self._check_arguments(num_envs, horizon, terminate_on, render_mode, autoreset_mode)
+        for name, given, wanted in (("reward", reward, RewardWeights), ("size", size, ObservationSize)):
+            if not isinstance(given, wanted):
+                raise ValueError(f"{name}={given!r}: wanted {wanted.__name__}(...) of worldloop.envs")
         self.num_envs, self.horizon, self.terminate_on = num_envs, horizon, tuple(terminate_on)
         self.weights, self.dynamics, self.size, self.observation = reward, dynamics, size, observation
         self.render_mode, self.autoreset_mode = render_mode, autoreset_mode

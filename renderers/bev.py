@@ -120,6 +120,7 @@ class BirdEyeRenderer:
         trails_valid: Tensor | None = None,
         observation: Observed | None = None,
         caption: str | Sequence[str] = (),
+        alert: str = "",
     ) -> np.ndarray:
         """Return a picture (height, width, 3) uint8 of one scene of a batch.
 
@@ -130,6 +131,7 @@ class BirdEyeRenderer:
             trails_valid: (A, n) bool, where `trails` holds a position; everywhere if None.
             observation: what the policy sees, marked with frames and dots.
             caption: lines below the scene's name, time and speed; what follows a tab stands at the right of its line.
+            alert: what has gone wrong, in red in the upper right corner.
 
         Raises:
             IndexError: `row` is not in the batch.
@@ -155,6 +157,8 @@ class BirdEyeRenderer:
             self._draw_trails(agents, past, known, camera)
         self._draw_agents(agents, camera)
         self._draw_text(state, row, [caption] if isinstance(caption, str) else list(caption))
+        if alert:
+            self._captions.alert(self._canvas, alert)
         pygame.transform.smoothscale(self._canvas, (self.width, self.height), self._picture)
         pixels = pygame.image.tobytes(self._picture, "RGB")
         return np.frombuffer(pixels, dtype=np.uint8).reshape(self.height, self.width, 3).copy()
@@ -318,7 +322,7 @@ class BirdEyeRenderer:
     def _draw_text(self, state: State, row: int, caption: list[str]) -> None:
         time = float(state.step[row]) * TIME_STEP
         speed = float(state.ego().velocity[row].norm())
-        lines = [state.scene.id[row], f"time\t{time:.1f} s", f"speed\t{speed:.1f} m/s ({3.6 * speed:.0f} km/h)", *caption]
+        lines = [state.scene.id[row], f"{time:.1f} s\t{speed:.1f} m/s ({3.6 * speed:.0f} km/h)", *caption]
         self._captions.panel(self._canvas, lines)
         legend = None
         if self.legend:

@@ -1,4 +1,4 @@
-"""Text on pictures: a panel of lines, a legend of agent colours, a scale bar."""
+"""Text on pictures: a panel of lines, an alert, a legend of agent colours, a scale bar."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ class Captions:
             top = box.top + padding + index * line_height
             canvas.blit(left, (box.left + padding, top), (0, 0, width, left.get_height()))
             canvas.blit(right, (box.right - padding - right.get_width(), top))
+
+    def alert(self, canvas: pygame.Surface, text: str) -> None:
+        """Write what has gone wrong, white on red, into the upper right corner."""
+        margin, padding = (self._times * length for length in (MARGIN, PADDING))
+        name = self._font.render(text, True, palette.WHITE)
+        box = pygame.Rect(0, 0, name.get_width() + 2 * padding, name.get_height() + 2 * padding)
+        box.topright = (canvas.get_width() - margin, margin)
+        pygame.draw.rect(canvas, palette.ALERT, box, border_radius=6 * self._times)
+        canvas.blit(name, (box.left + padding, box.top + padding))
 
     def legend(self, canvas: pygame.Surface, entries: Sequence[tuple[Colour, str]]) -> pygame.Rect:
         """Explain colours in the lower left corner; return the place that this takes."""

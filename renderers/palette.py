@@ -70,6 +70,7 @@ SEEN: Colour = WHITE
 SEEN_ROAD: Colour = (168, 172, 176)
 """Its points of the road."""
 
+ALERT: Colour = (196, 43, 28)
 TEXT: Colour = (236, 238, 240)
 TEXT_DIM: Colour = (160, 166, 172)
 PANEL: tuple[int, int, int, int] = (14, 16, 19, 190)

@@ -283,6 +283,16 @@ def test_the_scale_bar_gives_way_to_the_legend(width):
     assert (bar.bottom == legend.bottom) == (width == 800)
 
 
+def test_an_alert_stands_in_red_in_the_upper_right_corner(state: State):
+    renderer = BirdEyeRenderer(legend=False)
+    calm, alarmed = renderer.draw(state), renderer.draw(state, alert="collision")
+    changed = (calm != alarmed).any(axis=-1)
+    assert near(alarmed, palette.ALERT, 4)[:50, 650:].any()
+    assert changed[:60, 600:].any()
+    assert not changed[60:].any()
+    assert not changed[:, :600].any()
+
+
 def test_signals_for_several_ways_out_of_a_lane_stand_side_by_side(state: State):
     scene = state.scene
     ways = torch.tensor([0, 1, 2])

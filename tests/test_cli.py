@@ -218,8 +218,9 @@ def test_sumo_absent(place: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_sumo_world_refuses_scenes_that_sumo_did_not_make(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("libsumo", reason='needs pip install "worldloop[sumo]"')
-    assert main(["rollout", "--world", "sumo", "--scenes", f"{place / 'roads'}", "--horizon", "2", "--no-video"]) == 1
-    assert "failed: hand/0: " in capsys.readouterr().out
+    assert main(["rollout", "--world", "sumo", "--scenes", f"{place / 'roads'}", "--horizon", "2", "--no-video"]) == 2
+    assert "none of the 3 scenes was made by `worldloop data generate`" in capsys.readouterr().err
+    assert not (place / "runs").exists()
 
 
 def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:

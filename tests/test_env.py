@@ -332,6 +332,7 @@ def test_the_offending_sub_environment_is_named():
         ({"horizon": True}, "horizon=True: wanted at least 1 step"),
         ({"terminate_on": ("crash",)}, "wanted a list of some of collision, off_road"),
         ({"render_mode": "ascii"}, "render_mode='ascii' is unknown"),
+        ({"reward": {"progress": 1.0}}, r"wanted RewardWeights\(\.\.\.\)"),
         ({"scenes": "no/such/folder"}, "no/such/folder: does not exist"),
         ({"scenes": 7}, "found int, wanted a Scene"),
     ],

@@ -79,6 +79,14 @@ def test_subsets_by_prefix_and_glob(written: Path):
         dataset.subset("foot")
 
 
+def test_the_first_scenes(written: Path):
+    dataset = SceneDataset(written)
+    assert dataset.first(2).ids == ("hand/0", "hand/1")
+    assert dataset.first(9).ids == dataset.ids
+    with pytest.raises(ValueError, match="limit of 0 scenes"):
+        dataset.first(0)
+
+
 def test_an_unknown_id_names_the_nearest(written: Path):
     with pytest.raises(DataError, match=r"no scene 'hand/22' among 4; nearest: hand/2"):
         SceneDataset(written).load("hand/22")

@@ -297,6 +297,22 @@ class SceneDataset:
         once = {number: self._read(number) for number in dict.fromkeys(numbers)}
         return stack([once[number] for number in numbers])
 
+    def first(self, count: int) -> SceneDataset:
+        """Return the data set of the first `count` scenes, or of all if there are fewer.
+
+        Raises:
+            ValueError: `count` is below 1.
+        """
+        if count < 1:
+            raise ValueError(f"found a limit of {count} scenes, wanted at least 1")
+        return self._part(self.entries[:count])
+
+    def _part(self, entries: list[dict[str, Any]]) -> SceneDataset:
+        part = SceneDataset.__new__(SceneDataset)
+        part.path, part._files = self.path, self._files
+        part._set_entries(entries)
+        return part
+
     def subset(self, pattern: str) -> SceneDataset:
         """Return the data set of the scenes whose id starts with `pattern` or matches it as a glob (`*`, `?`, `[...]`).
 
@@ -306,10 +322,7 @@ class SceneDataset:
         chosen = [e for e in self.entries if e["id"].startswith(pattern) or fnmatch.fnmatchcase(e["id"], pattern)]
         if not chosen:
             raise DataError(f"{self.path}: no scene matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
-        part = SceneDataset.__new__(SceneDataset)
-        part.path, part._files = self.path, self._files
-        part._set_entries(chosen)
-        return part
+        return self._part(chosen)
 
     def _read(self, number: int) -> Scene:
         entry = self.entries[number]
