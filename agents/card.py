@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.run import read_metrics, write_text
@@ -71,9 +71,9 @@ class Card:
     Example: worldloop card runs/behavior runs/fidelity --folder assets/behavior --readme README.md
     """
 
-    training: Positional[Path]
+    training: Annotated[Path, Positional, arg(metavar="TRAINING")]
     """Finished run folder of `worldloop train behavior`."""
-    fidelity: Positional[Path]
+    fidelity: Annotated[Path, Positional, arg(metavar="FIDELITY")]
     """Run folder of `worldloop fidelity` with these weights."""
     folder: Path = Path("assets/behavior")
     """Where the weights and their card go."""

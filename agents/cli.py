@@ -46,7 +46,7 @@ COMMANDS = {
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
-    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, CommonRoad) into scenes"),
+    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
     "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),
 }

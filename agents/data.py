@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from ..worldmodel.data import SceneDataset, ShardWriter, describe, import_scenes
 from ..worldmodel.networks import TEMPLATES
@@ -48,13 +49,13 @@ class Import:
     Example: worldloop data import pandaset recordings/pandaset scenes/pandaset
     """
 
-    format: Positional[str]
+    format: Annotated[str, Positional, arg(metavar="FORMAT")]
     """What the recordings are: pandaset (reconstructed NNN.json.gz), commonroad (2018b/2020a XML, also gzipped), waymo (Open
     Motion: TFRecords of Scenario), gpudrive (its JSON, also gzipped), argoverse2 (motion forecasting: parquet with its map beside
     it), or scenarionet (pickled, or as JSON)."""
-    src: Positional[Path]
+    src: Annotated[Path, Positional, arg(metavar="SRC")]
     """Folder of recordings, or one file."""
-    dst: Positional[Path]
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
     """Folder to make."""
     overwrite: bool = False
     """Replace a data set that is there already."""
@@ -73,7 +74,7 @@ class Generate:
     Example: worldloop data generate scenes/generated --scenes 200
     """
 
-    dst: Positional[Path]
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
     """Folder to make."""
     templates: tuple[str, ...] = ()
     """Kinds of places: crossing, roundabout, t_priority, merge, arterial; all of them in turn if not given."""
@@ -103,7 +104,7 @@ class Info:
     Example: worldloop data info scenes/pandaset
     """
 
-    dst: Positional[Path]
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
     """Folder of a data set, or FOLDER:GLOB for the scenes with such ids."""
     out: Path | None = None
     """Run folder, runs/data-info-DATE if not given."""
