@@ -125,16 +125,16 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
         f"temperature {arguments['temperature']:g}, top-p {arguments['top_p']:g}. RMM: realism meta-metric of the Waymo sim "
         f"agents challenge {results['config']}. In brackets: 95 % interval, bootstrap over scenes.",
         "",
-        "| world | RMM | of the log's | minADE (m) | collide (%) | leave the road (%) |",
-        "|---|---|---|---|---|---|",
+        "| world | RMM | of the log's | minADE 3 s (m) | minADE (m) | collide (%) | leave the road (%) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in results["worlds"]:
         cells = [row["world"]]
-        for name in ("rmm", "rmm_ratio", "min_ade", "collision_rate", "off_road_rate"):
+        for name in ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate"):
             if row[name] is None:
                 cells.append("no road edges" if name == "off_road_rate" else "no such value")
                 continue
-            scale, places = (100, 1) if name.endswith("rate") else (1, 2 if name == "min_ade" else 3)
+            scale, places = (100, 1) if name.endswith("rate") else (1, 2 if name.startswith("min_ade") else 3)
             value, low, high = (f"{scale * row[key]:.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
             cells.append(f"{value} [{low}, {high}]")
         lines.append(f"| {' | '.join(cells)} |")

@@ -8,7 +8,7 @@ from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
 
 
 def figures(world, value):
-    names = ("rmm", "rmm_ratio", "min_ade", "collision_rate", "off_road_rate")
+    names = ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
     return {"world": world, "scenes": 3} | {f"{name}{end}": value for name in names for end in ("", "_low", "_high")}
 
 
@@ -115,7 +115,7 @@ def test_the_table_has_a_row_for_each_world(runs):
     assert table[0].startswith("3 validation scenes (`ngsim:*Peach*`), 12 scored road users, 32 futures each over 2 to 8 s")
     assert "traffic light violation (3 scenes)" in table.pop()
     assert len(table) == 7
-    assert torch.tensor([len(line.split("|")) for line in table[2:6]]).unique().tolist() == [8]
+    assert torch.tensor([len(line.split("|")) for line in table[2:6]]).unique().tolist() == [9]
 
 
 def test_where_no_map_has_road_edges_the_table_says_so(runs):

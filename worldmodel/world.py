@@ -27,7 +27,7 @@ from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBat
 
 STATE_VERSION = 1
 
-TEMPERATURE, TOP_P = 1.0, 0.5
+TEMPERATURE, TOP_P = 1.0, 0.8
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
 
