@@ -3,7 +3,7 @@
 One file, one loop: windows of scenes become motion tokens (disturbed, so that the model learns to find back), the model predicts
 each next token, AdamW lowers the cross entropy. Fine-tuning (`--start-from`, `--closed-loop`) lets the model itself drive through
 the windows and teaches it the way back from where it ends up (CAT-K, Zhang et al., arXiv 2412.05334). Matrix products are in
-bfloat16 (about 1.5 times the steps per second on two AVX-512 cores: `tests/benchmarks/train_speed.py`); the weights that are
+bfloat16 (about 1.3 times the steps per second on two AVX-512 cores: `tests/benchmarks/train_speed.py`); the weights that are
 validated and shipped are an exponential moving average in float32.
 The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to resume from, and `model/` for `from_pretrained`.
 """
