@@ -59,6 +59,8 @@ class EgoPast(TensorBatch):
         offset: (B,) metres to the left of the route; `heading_error` (B,) radians against its direction.
         speed: (B,) along the heading.
         heading: (B,).
+        edge_distance: (B,) metres by which the farthest corner is beyond the road's edge; `on_road` (B,) bool, whether it has
+            been within `OFF_ROAD_TOLERANCE` of the road at any time since the reset.
         acceleration: (B, PAST_STEPS) along the heading, in m/s2, the newest last; `lateral_acceleration` likewise.
         yaw_rate: (B, PAST_STEPS) in rad/s.
     """
@@ -71,6 +73,8 @@ class EgoPast(TensorBatch):
     heading_error: Tensor
     speed: Tensor
     heading: Tensor
+    edge_distance: Tensor
+    on_road: Tensor
     acceleration: Tensor
     lateral_acceleration: Tensor
     yaw_rate: Tensor
@@ -132,7 +136,7 @@ def _route_arcs(scene: Scene) -> Tensor:
     return torch.cat((length.new_zeros(len(length), 1), length.cumsum(dim=1)), dim=1)
 
 
-def start_past(state: State) -> EgoPast:
+def start_past(state: State, edges: RoadEdges) -> EgoPast:
     """Return the past at a reset: accelerations as the log shows them over the last 0.5 s, or 0 where it shows none."""
     scene, ego = state.scene, state.ego()
     arc, offset, route_heading = route_place(scene, ego.position[:, :2])
@@ -144,6 +148,7 @@ def start_past(state: State) -> EgoPast:
     acceleration = torch.where(seen, (speed - speed_then) / seconds, 0.0)
     yaw_rate = torch.where(seen, wrap_angle(ego.heading - heading_then) / seconds, 0.0)
     several = lambda value: value[:, None].repeat(1, PAST_STEPS)  # noqa: E731
+    edge_distance = ego_edge_distance(state, edges)
     return EgoPast(
         start=arc,
         length=_route_arcs(scene)[:, -1],
@@ -153,19 +158,22 @@ def start_past(state: State) -> EgoPast:
         heading_error=wrap_angle(ego.heading - route_heading),
         speed=speed,
         heading=ego.heading,
+        edge_distance=edge_distance,
+        on_road=edge_distance <= OFF_ROAD_TOLERANCE,
         acceleration=several(acceleration),
         lateral_acceleration=several(speed * yaw_rate),
         yaw_rate=several(yaw_rate),
     )
 
 
-def next_past(past: EgoPast, state: State) -> EgoPast:
+def next_past(past: EgoPast, state: State, edges: RoadEdges) -> EgoPast:
     """Return the past one step later, when the world is in `state`."""
     ego = state.ego()
     arc, offset, route_heading = route_place(state.scene, ego.position[:, :2], near=past.arc)
     speed = forward_speed(ego)
     yaw_rate = wrap_angle(ego.heading - past.heading) / TIME_STEP
     push = lambda values, new: torch.cat((values[:, 1:], new[:, None]), dim=1)  # noqa: E731
+    edge_distance = ego_edge_distance(state, edges)
     return replace(
         past,
         arc=arc,
@@ -174,22 +182,24 @@ def next_past(past: EgoPast, state: State) -> EgoPast:
         heading_error=wrap_angle(ego.heading - route_heading),
         speed=speed,
         heading=ego.heading,
+        edge_distance=edge_distance,
+        on_road=past.on_road | (edge_distance <= OFF_ROAD_TOLERANCE),
         acceleration=push(past.acceleration, (speed - past.speed) / TIME_STEP),
         lateral_acceleration=push(past.lateral_acceleration, speed * yaw_rate),
         yaw_rate=push(past.yaw_rate, yaw_rate),
     )
 
 
-def ego_measures(state: State, past: EgoPast, edges: RoadEdges) -> dict[str, Tensor]:
+def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     """Return every measure (B,) of the step that led to `state`, by its name.
 
     `progress` m along the route, none beyond its end; `route_completion` share of the route from the reset to its end; `speed`
-    m/s; `collision`; `collided_with` the agent (-1: nobody); `off_road`, and `off_road_measurable`: whether the map has road
-    edges at all (where it has none, `off_road` is false and says nothing); `comfort` share of the six `COMFORT_LIMITS` that
+    m/s; `collision`; `collided_with` the agent (-1: nobody); `off_road`: a corner is beyond the road's edge, and the ego has
+    been on the road before (a log may begin beyond the end of its map); `off_road_measurable`: whether the map has road edges
+    at all (where it has none, `off_road` is false and says nothing); `comfort` share of the six `COMFORT_LIMITS` that
     hold; and the accelerations and jerks behind it.
     """
     hit = ego_collision(state)
-    measurable = edges.valid.any(dim=1)
     motion = ego_comfort(past)
     left = (past.length - past.start).clamp(min=1e-3)
     return {
@@ -198,8 +208,8 @@ def ego_measures(state: State, past: EgoPast, edges: RoadEdges) -> dict[str, Ten
         "speed": past.speed,
         "collision": hit >= 0,
         "collided_with": hit,
-        "off_road": ego_edge_distance(state, edges) > OFF_ROAD_TOLERANCE,
-        "off_road_measurable": measurable,
+        "off_road": past.on_road & (past.edge_distance > OFF_ROAD_TOLERANCE),
+        "off_road_measurable": past.edge_distance.isfinite(),
         **motion,
     }
 

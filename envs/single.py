@@ -71,7 +71,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     |---|---|---|
     | `progress` | metres driven along the route, up to its end | 0.1 |
     | `collision` | 1 if the ego's box overlaps that of another agent | -5 |
-    | `off_road` | 1 if a corner of the ego is more than 0.3 m beyond the road's edge; 0 where the map has no road edges | -5 |
+    | `off_road` | 1 if a corner of the ego is more than 0.3 m beyond the road's edge; 0 where the map has no road edges, and until it has been on the road | -5 |
     | `comfort` | share of nuPlan's six comfort limits that hold | 0.02 |
 
     ## Starting state

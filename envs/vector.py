@@ -362,10 +362,11 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             missing = TRAIL_STEPS - HISTORY_STEPS - 1
             trail = torch.nn.functional.pad(scenes.position[:, :, now, :2], (0, 0, missing, 0))
             trail_valid = torch.nn.functional.pad(scenes.valid[:, :, now], (missing, 0))
+        edges = road_edges(scenes)
         return Episode(
             state=state,
-            past=start_past(state),
-            edges=road_edges(scenes),
+            past=start_past(state, edges),
+            edges=edges,
             around=surroundings(scenes),
             action=torch.zeros(len(scenes), 2),
             horizon=horizon,
@@ -395,8 +396,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def _advance(self, episode: Episode, action: Tensor) -> tuple[Episode, dict[str, Tensor], dict[str, Tensor]]:
         """Return the episodes 0.1 s later, what happened (B,) by measure, and what it is worth (B,) by term."""
         state = self.world.step(episode.state, self.dynamics.step(episode.state.ego(), action))
-        past = next_past(episode.past, state)
-        measures = ego_measures(state, past, episode.edges)
+        past = next_past(episode.past, state, episode.edges)
+        measures = ego_measures(state, past)
         terms = reward_terms(measures, self.weights)
         trail, trail_valid = episode.trail, episode.trail_valid
         if trail.shape[2]:

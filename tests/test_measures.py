@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import CONE, EGO, LEADER, LEFT_EDGE, RIGHT_EDGE, moved, several_roads, straight_road
 from worldloop.envs.measures import (
+    EgoPast,
     ego_collision,
     ego_comfort,
     ego_edge_distance,
@@ -25,6 +26,18 @@ def start(scene: Scene) -> State:
     return logged_state(scene, torch.zeros(len(scene), dtype=torch.int64))
 
 
+def begun(state: State) -> EgoPast:
+    return start_past(state, road_edges(state.scene))
+
+
+def gone_on(past: EgoPast, state: State) -> EgoPast:
+    return next_past(past, state, road_edges(state.scene))
+
+
+def measured(state: State, moved_on: State) -> dict[str, torch.Tensor]:
+    return ego_measures(moved_on, gone_on(begun(state), moved_on))
+
+
 def ego_at(state: State, x: float, y: float, heading: float = 0.0, speed: float = 10.0) -> State:
     angle = torch.tensor([heading])
     velocity = speed * torch.stack((angle.cos(), angle.sin()), dim=-1)
@@ -34,7 +47,7 @@ def ego_at(state: State, x: float, y: float, heading: float = 0.0, speed: float 
 def measures_after(x: float, y: float, heading: float = 0.0, speed: float = 10.0, **scene) -> dict[str, float]:
     state = start(straight_road(**scene))
     moved_on = ego_at(state, x, y, heading, speed)
-    found = ego_measures(moved_on, next_past(start_past(state), moved_on), road_edges(state.scene))
+    found = measured(state, moved_on)
     return {name: value.item() for name, value in found.items()}
 
 
@@ -49,12 +62,12 @@ def test_progress_is_measured_along_the_route():
 def test_progress_ends_where_the_route_ends():
     short = straight_road()
     short = replace(short, route_valid=torch.arange(101)[None] < 12)  # to x = 2
-    state, past, edges = start(short), start_past(start(short)), road_edges(short)
+    state, past = start(short), begun(start(short))
     found = []
     for x in (1.0, 2.5, 3.5, 1.5):
         state = ego_at(state, x, 0.0)
-        past = next_past(past, state)
-        found.append(ego_measures(state, past, edges)["progress"].item())
+        past = gone_on(past, state)
+        found.append(ego_measures(state, past)["progress"].item())
     assert found == pytest.approx([1.0, 1.0, 0.0, -0.5])
     assert past.arc.item() == pytest.approx(21.5)
 
@@ -131,12 +144,22 @@ def test_looking_at_near_edges_only_changes_nothing(x, y, heading):
     assert ego_edge_distance(state, edges).item() == pytest.approx(every.item(), abs=1e-4)
 
 
+def test_who_begins_beyond_the_road_is_off_it_only_after_having_been_on_it():
+    state = ego_at(start(straight_road()), 0.0, RIGHT_EDGE - 5.0)
+    past, found = begun(state), []
+    for y in (RIGHT_EDGE - 4.0, 0.0, RIGHT_EDGE - 4.0):
+        state = ego_at(state, state.ego().position[0, 0].item() + 1.0, y)
+        past = gone_on(past, state)
+        found.append(ego_measures(state, past)["off_road"].item())
+    assert found == [False, False, True]
+
+
 def test_comfort_of_a_full_braking():
     state = start(straight_road())
-    past = start_past(state)
+    past = begun(state)
     assert past.acceleration.abs().max().item() == 0.0  # the log keeps its speed
     braked = ego_at(state, 0.96, 0.0, speed=9.2)  # -8 m/s2
-    found = ego_comfort(next_past(past, braked))
+    found = ego_comfort(gone_on(past, braked))
     assert found["acceleration"].item() == pytest.approx(-8.0, abs=1e-4)
     assert found["longitudinal_jerk"].item() == pytest.approx(-16.0, abs=1e-3)  # by 8 m/s2 within 0.5 s
     assert found["jerk"].item() == pytest.approx(16.0, abs=1e-3)
@@ -146,7 +169,7 @@ def test_comfort_of_a_full_braking():
 def test_comfort_of_a_sharp_turn():
     state = start(straight_road())
     turned = ego_at(state, 1.0, 0.0, heading=0.1)  # 1 rad/s at 10 m/s
-    found = ego_comfort(next_past(start_past(state), turned))
+    found = ego_comfort(gone_on(begun(state), turned))
     assert found["yaw_rate"].item() == pytest.approx(1.0, abs=1e-4)
     assert found["lateral_acceleration"].item() == pytest.approx(10.0, abs=1e-3)
     assert found["yaw_acceleration"].item() == pytest.approx(2.0, abs=1e-3)
@@ -158,7 +181,7 @@ def test_the_past_begins_with_what_the_log_shows():
     scene = straight_road()
     velocity = scene.velocity.clone()
     velocity[0, EGO, :, 0] = 10.0 + 2.0 * (torch.arange(scene.steps) - 10) * 0.1
-    past = start_past(start(replace(scene, velocity=velocity)))
+    past = begun(start(replace(scene, velocity=velocity)))
     torch.testing.assert_close(past.acceleration, torch.full((1, 6), 2.0))
     assert ego_comfort(past)["comfort"].item() == 1.0
 
@@ -171,7 +194,7 @@ def test_measures_do_not_depend_on_the_frame(angle, x, y):
         after = replace(
             state, position=scene.position[:, :, 11], heading=scene.heading[:, :, 11], velocity=scene.velocity[:, :, 11]
         )
-        return ego_measures(after, next_past(start_past(state), after), road_edges(scene))
+        return measured(state, after)
 
     scene = several_roads()
     here, there = values(scene), values(moved(scene, angle, (x, y)))

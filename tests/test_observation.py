@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import LANE_WIDTH, moved, several_roads, straight_road
-from worldloop.envs.measures import start_past
+from worldloop.envs.measures import road_edges, start_past
 from worldloop.envs.observation import (
     AGENT_FEATURES,
     EGO_FEATURES,
@@ -26,7 +26,7 @@ SIZE = ObservationSize()
 
 def see(scene: Scene, size: ObservationSize = SIZE, kind: str = "state") -> dict[str, torch.Tensor]:
     state = logged_state(scene, torch.zeros(len(scene), dtype=torch.int64))
-    return observe(kind, size, state, start_past(state), surroundings(scene), torch.zeros(len(scene), 2))
+    return observe(kind, size, state, start_past(state, road_edges(scene)), surroundings(scene), torch.zeros(len(scene), 2))
 
 
 def named(values: torch.Tensor, ranges: dict) -> dict[str, float]:
