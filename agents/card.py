@@ -13,11 +13,24 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.run import read_metrics, write_text
+from .fidelity import weights_checksum
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 
 BEGIN, END = "<!-- fidelity table: written by `worldloop card` -->", "<!-- end of the fidelity table -->"
 """Between these lines of a README the table of the fidelity run is put."""
+
+BOLOGNA = "a Bologna network and its demand from the SUMO scenarios (DLR, EPL-2.0), driven with SUMO."
+ORIGINS = {
+    "pandaset": "PandaSet (Scale AI and Hesai, CC BY 4.0); tracks reconstructed from the camera labels of pandaset_plus "
+    "(Lei Qin, CC BY 4.0).",
+    "ngsim": "Next Generation Simulation trajectories (US Department of Transportation, open data), read from the CommonRoad "
+    "scenarios of TU Munich.",
+    "generated": "made by `worldloop data generate` with Eclipse SUMO on networks of this package; nothing recorded.",
+    "acosta": BOLOGNA,
+    "pasubio": BOLOGNA,
+}
+"""Where the data of a folder of that name come from, in the project's own trainings."""
 
 STAGE = """{number}. `worldloop train behavior` with
 
@@ -43,12 +56,7 @@ prediction of real traffic in a vehicle.
 
 Sources, by what the folders hold:
 
-- `pandaset`: PandaSet (Scale AI and Hesai, CC BY 4.0), sequences below 042; tracks reconstructed from the camera labels of
-  pandaset_plus (Lei Qin, CC BY 4.0).
-- `ngsim`: Next Generation Simulation trajectories (US Department of Transportation, open data), sites US-101 and Lankershim,
-  read from the CommonRoad scenarios of TU Munich.
-- `generated`: scenes made by `worldloop data generate` with Eclipse SUMO on networks of this package; nothing recorded.
-- `acosta`, `pasubio`: Bologna networks and demand of the SUMO scenarios (DLR, EPL-2.0), driven with SUMO.
+{origins}
 
 No weights or numbers come from the validation scenes, but for the choice of the recipe: {validation}.
 
@@ -87,7 +95,8 @@ def run_card(args: Card) -> None:
     Raises:
         ValueError: a run is not finished, or the README has no place for the table.
     """
-    stages, fidelity = _stages(args.training), _record(args.fidelity)
+    stages, fidelity = _stages(args.training), _record(args.fidelity, "fidelity")
+    _check_fit(args, stages[-1][1], fidelity)
     model = BehaviorModel.from_pretrained(args.training / "model")
     table = fidelity_table(fidelity)
     sources = {_without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
@@ -96,6 +105,10 @@ def run_card(args: Card) -> None:
         checksum=model.config.vocabulary_checksum,
         tokens=model.config.vocabulary_size,
         data="\n".join(f"- `{source}`" for source in sources),
+        origins="\n".join(
+            f"- `{name}`: {ORIGINS.get(name, 'a set of its own, of which the run says no more.')}"
+            for name in dict.fromkeys(source.partition(":")[0] for source in sources)
+        ),
         validation=", ".join(f"`{_without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
         recipe="\n\n".join(_stage(number, *stage) for number, stage in enumerate(stages, 1)),
         table=table,
@@ -111,6 +124,7 @@ def run_card(args: Card) -> None:
         shutil.copyfile(args.training / "model" / name, partial)
         partial.replace(args.folder / name)
     write_text(args.folder / "README.md", text)
+    print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 
 
 def fidelity_table(record: Mapping[str, Any]) -> str:
@@ -146,7 +160,7 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
 
 def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the folder and record of every run that led to these weights, the first one first."""
-    record = _record(folder)
+    record = _record(folder, "train behavior")
     start = record["arguments"].get("start_from")
     return [*(_stages(Path(start).parent) if start else []), (folder, record)]
 
@@ -167,11 +181,26 @@ def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _check_fit(args: Card, training: Mapping[str, Any], fidelity: Mapping[str, Any]) -> None:
+    """Refuse a fidelity run of other weights, or on scenes that the training has not held out."""
+    if fidelity["results"].get("weights_checksum") != weights_checksum(args.training / "model"):
+        raise ValueError(
+            f"{args.fidelity}: scored other weights than those of {args.training}: run "
+            f"`worldloop fidelity --weights {args.training / 'model'}` on the validation scenes"
+        )
+    held_out = [_without_folders(source) for source in training["arguments"]["validation"]]
+    for source in fidelity["arguments"]["scenes"]:
+        if _without_folders(source) not in held_out:
+            raise ValueError(f"{args.fidelity}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")
+
+
+def _record(folder: Path, command: str) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise ValueError(f"{path}: not found: name the folder of a finished run")
     record = json.loads(path.read_text())
+    if record.get("command") != command:
+        raise ValueError(f"{path}: is of `worldloop {record.get('command')}`, wanted one of `worldloop {command}`")
     if record.get("status") != "finished":
         raise ValueError(f"{path}: the run is {record.get('status')}, wanted a finished one: resume it first")
     return record

@@ -11,6 +11,7 @@ the agents of `open_loop.scored_agents`, and the recording car. Figures, each a 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from ..worldmodel.open_loop import (
 )
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run, write_csv
 from ..worldmodel.scene import TIME_STEP, Scene
-from ..worldmodel.world import TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
+from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 
 LOG = "log"
 """The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
@@ -167,6 +168,11 @@ def shares(features: ObjectFeatures, asked: Mapping[str, Tensor] | None = None) 
     return counts
 
 
+def weights_checksum(folder: Path) -> int:
+    """Return the CRC-32 of a model folder's weights, by which a run says whose figures it holds."""
+    return zlib.crc32((folder / "model.safetensors").read_bytes())
+
+
 def run_fidelity(args: Fidelity) -> None:
     """Score all worlds on all scenes with a progress bar; print the tables and write the run folder.
 
@@ -198,6 +204,7 @@ def run_fidelity(args: Fidelity) -> None:
         write_csv(run.folder / "summary.csv", summary)
         _write_distributions(counts, run.folder)
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
+        results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
         run.finish(results)
     _print_tables(results, out)
 

@@ -60,7 +60,7 @@ def load_policy(name: str) -> Policy:
     The attribute is a driver or a class or function that returns one when called without arguments.
 
     Raises:
-        ValueError: the name is unknown, the module or the attribute is missing, or it is no driver.
+        ValueError: the name is unknown, the module or the attribute is missing or cannot be imported, or it is no driver.
     """
     if name in POLICIES:
         module, attribute = POLICIES[name]
@@ -102,11 +102,13 @@ def _load_attribute(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the user's module was found, but something that it imports was not
+            raise ValueError(f"policy {name!r}: {module_name} imports {error.name}, which is not installed") from error
         raise ValueError(
             f"policy {name!r}: there is no module {module_name!r} in {here} or among the installed ones: "
             "write module:attribute, without .py"
         ) from error
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"policy {name!r}: {module_name} cannot be imported: {error}") from error
     if not hasattr(module, attribute):
         public = ", ".join(sorted(n for n, value in vars(module).items() if hasattr(value, "act")))
         raise ValueError(f"policy {name!r}: module {module_name!r} has no {attribute!r}; it has: {public or 'no drivers'}")

@@ -30,6 +30,9 @@ from ..worldmodel.world import ReplayWorld, State, World
 from . import TRACEBACK
 from .policy import Policy
 
+POLICY_FAULTS = (LookupError, TypeError, AttributeError, NameError, RuntimeError, ArithmeticError, AssertionError)
+"""What a mistake in a policy's code raises, beside ValueError: it fails the scenario and not the rollout."""
+
 STEPS_WITHOUT_LOG = 80
 """Horizon of scenes that are a moment without a future."""
 
@@ -206,7 +209,7 @@ class _Batches:
 
 def _told(error: Exception, scene: str) -> str:
     """Return an error of a scene on one line, with its place if it was raised outside of worldloop: in a user's driver."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    *_, (frame, line) = traceback.walk_tb((error.__cause__ or error).__traceback__)
     ours = frame.f_globals.get("__name__", "").startswith("worldloop.")
     place = "" if ours else f" ({frame.f_code.co_filename}:{line})"
     return " ".join(str(error).removeprefix(f"{scene}: ").split()) + place
@@ -233,7 +236,7 @@ def drive(
     _record(films, live, env.state, tally.reward, observation)
     while live.any():
         began = perf_counter()
-        observation, reward, terminated, truncated, info = env.step(_checked(policy.act(observation, env.state), env))
+        observation, reward, terminated, truncated, info = env.step(_action(policy, observation, env))
         tally.add(live, reward, info)
         tally.seconds[live] += (perf_counter() - began) / live.sum()
         _record(films, live, env.state, tally.reward, observation)
@@ -288,9 +291,16 @@ class _Tally:
         )
 
 
-def _checked(action: Any, env: DriveVectorEnv) -> torch.Tensor:
-    """Return what a policy answered as a tensor, if it has the shape of actions; the environment checks the numbers."""
-    tensor = torch.as_tensor(action)
+def _action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tensor:
+    """Return what a policy answers as a tensor, if it has the shape of actions; the environment checks the numbers.
+
+    Raises:
+        ValueError: the shape is another one, or the policy's own code is at fault (`POLICY_FAULTS`).
+    """
+    try:
+        tensor = torch.as_tensor(policy.act(observation, env.state))
+    except POLICY_FAULTS as error:
+        raise ValueError(f"the policy raised {type(error).__name__}: {error}") from error
     if tensor.shape != (env.num_envs, 2):
         raise ValueError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")
     return tensor

@@ -5,6 +5,7 @@ import pytest
 import torch
 from models import tiny_model
 from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
+from worldloop.agents.fidelity import weights_checksum
 
 
 def figures(world, value):
@@ -24,6 +25,7 @@ def runs(tmp_path):
         "out": "x",
     }
     record = {
+        "command": "train behavior",
         "status": "finished",
         "arguments": arguments,
         "machine": machine,
@@ -49,8 +51,10 @@ def runs(tmp_path):
         "steps": [20, 80],
         "objects": 12,
         "left_out": {"traffic_light_violation": 3},
+        "weights_checksum": weights_checksum(training / "model"),
     }
-    (fidelity / "run.json").write_text(json.dumps({"status": "finished", "arguments": arguments, "results": results}))
+    record = {"command": "fidelity", "status": "finished", "arguments": arguments, "results": results}
+    (fidelity / "run.json").write_text(json.dumps(record))
     return training, fidelity
 
 
@@ -96,6 +100,25 @@ def test_the_card_of_fine_tuned_weights_tells_both_runs(runs, tmp_path):
     assert "- `ngsim:*US101*`\n- `ngsim:*Lanker*`" in card
     assert '"start_from": "model"' in card
     assert "someone" not in card
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"results": {"weights_checksum": 1}}, "scored other weights than those of"),
+        ({"arguments": {"scenes": ["scenes/ngsim:*Lanker*"]}}, "wanted scenes that the training held out: ngsim:"),
+        ({"command": "rollout"}, "is of `worldloop rollout`, wanted one of `worldloop fidelity`"),
+    ],
+)
+def test_figures_of_other_weights_or_of_scenes_trained_on_are_refused(runs, tmp_path, change, message):
+    path = runs[1] / "run.json"
+    record = json.loads(path.read_text())
+    for name, value in change.items():
+        record[name] = record[name] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        run_card(Card(*runs, folder=tmp_path / "shipped"))
+    assert not (tmp_path / "shipped").exists()
 
 
 def test_unfinished_runs_and_a_readme_without_place_are_refused(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,3 +265,16 @@ def test_own_drivers_by_module_and_attribute(tmp_path: Path, monkeypatch: pytest
 def test_unknown_names_get_a_hint() -> None:
     with pytest.raises(ValueError, match=r"'idmm' is unknown \(did you mean idm\?\): choose one of random, constant, replay"):
         load_policy("idmm")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("def act(", "cannot be imported"), ("import nomodule_x", "imports nomodule_x, which is not installed")],
+)
+def test_a_driver_that_cannot_be_imported_is_named(code, message, tmp_path, monkeypatch):
+    (tmp_path / "broken_driver.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "broken_driver", raising=False)
+    with pytest.raises(ValueError, match=f"policy 'broken_driver:X': broken_driver {message}"):
+        load_policy("broken_driver:X")

@@ -163,15 +163,6 @@ def test_wrong_shape_of_actions_is_named(roads: SceneDataset) -> None:
     assert all("shape (2,), wanted (1, 2)" in (row.error or "") for row in run.scenarios)
 
 
-def test_user_mistakes_other_than_values_are_not_hidden(roads: SceneDataset) -> None:
-    class Broken:
-        def act(self, observation: Any, state: State) -> Tensor:
-            raise TypeError("a bug in the user's driver")
-
-    with pytest.raises(TypeError, match="a bug"):
-        rollout(Broken(), ReplayWorld(), roads, steps=5)
-
-
 def test_arguments_out_of_range(roads: SceneDataset) -> None:
     for wrong in ({"batch": 0}, {"steps": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match="wanted batch and horizon >= 1"):
@@ -219,3 +210,14 @@ def test_a_moment_without_a_future_is_driven_where_the_world_can_go_on(tmp_path:
         assert (row.steps, row.ended) == (steps, "horizon")
     assert "its log ends at the present" in (rollout(IdmPolicy(), ReplayWorld(), moment).scenarios[0].error or "")
     assert "where the log ends" in (rollout(ReplayPolicy(), LearnedWorld(tiny_model()), moment).scenarios[0].error or "")
+
+
+def test_a_mistake_in_a_policy_fails_the_scenario_and_says_where(tmp_path):
+    class Mistaken:
+        def act(self, observation, state):
+            return observation["nothere"]
+
+    run = rollout(Mistaken(), ReplayWorld(), data_set(tmp_path / "two", several_roads(2)), steps=3)
+    assert [row.ended for row in run.scenarios] == ["failed", "failed"]
+    assert "the policy raised KeyError: 'nothere'" in (run.scenarios[0].error or "")
+    assert "test_rollout.py:" in (run.scenarios[0].error or "")

@@ -9,7 +9,7 @@ from scenes import CONE, EGO, moved, straight_road
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.run import start_run
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, stack
-from worldloop.worldmodel.train_behavior import Args, agents_of, crop, main, mirror, self_driven, signals_of
+from worldloop.worldmodel.train_behavior import Args, Trainer, agents_of, crop, main, mirror, self_driven, signals_of
 
 SIZES = {"width": 16, "heads": 2, "layers": 1, "hidden": 16, "pair_width": 4, "window": 2, "map_neighbours": 4}
 
@@ -42,8 +42,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(args, tmp_path, monkeypat
     weights = (whole / "model.safetensors").read_bytes()
     assert {"metrics.jsonl", "learning_curves.png", "checkpoint.safetensors", "run.json"} <= {f.name for f in args.out.iterdir()}
     assert json.loads((args.out / "run.json").read_text())["results"]["optimiser_steps"] == 4
-
-    from worldloop.worldmodel.train_behavior import Trainer
 
     class Killed(Exception):
         pass
@@ -100,6 +98,21 @@ def test_a_self_driven_track_follows_the_model_and_learns_the_way_back():
     likeliest = model.head(features, scene.kind[..., None].expand(alone.pose.shape[:3])).argmax(-1)[0, 1, :-1]
     reached = model.vocabulary.decode(likeliest, alone.pose[0, 1, :-1])[:, -1, :2]
     assert torch.allclose(reached, alone.pose[0, 1, 1:, :2], atol=1e-3)
+
+
+def test_an_interrupted_training_says_so_and_no_steps_are_refused(args, monkeypatch, capsys):
+    def interrupt(self, scene):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "learn", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(args)
+    assert json.loads((args.out / "run.json").read_text())["status"] == "interrupted"
+    assert "--resume" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="go on with it by --resume"):
+        main(args)
+    with pytest.raises(ValueError, match="found --steps 0"):
+        main(replace(args, steps=0))
 
 
 def test_scenes_in_both_sets_are_refused(args):

@@ -407,11 +407,13 @@ def main(args: Args) -> Path:
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
     trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
+    if args.steps < 1 or args.evaluate_every < 1:
+        raise ValueError(f"found --steps {args.steps} and --evaluate-every {args.evaluate_every}, wanted at least 1 of each")
     if args.start_from and args.model:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
         raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
-    if not args.resume and (args.out / CHECKPOINT).is_file():
+    if not args.resume and (args.out / "run.json").is_file():
         raise FileExistsError(f"{args.out}: holds a training already: go on with it by --resume, or name another place")
     if not args.resume:
         require_free(args.out)
@@ -438,7 +440,13 @@ def main(args: Args) -> Path:
     with Progress(*columns) as progress:
         bar = progress.add_task("training", total=args.steps, completed=trainer.step, loss=math.nan)
         show = lambda loss: progress.update(bar, advance=1, loss=loss)  # noqa: E731
-        results = _loop(trainer, sources, held_out, run, show, progress.console.print)
+        try:
+            results = _loop(trainer, sources, held_out, run, show, progress.console.print)
+        except KeyboardInterrupt:
+            run.record["status"] = "interrupted"
+            run.checkpoint()
+            progress.console.print(f"go on with it by the same command and --resume (checkpoint every {SAVE_EVERY} steps)")
+            raise
     run.finish(results)
     return args.out / "model"
 

@@ -27,6 +27,8 @@ from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBat
 
 STATE_VERSION = 1
 
+SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
+
 TEMPERATURE, TOP_P = 1.0, 0.8
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
@@ -219,8 +221,7 @@ class LearnedWorld:
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
         """
-        place = Path(str(files("worldloop.assets") / "behavior")) if folder is None else Path(folder)
-        return cls(BehaviorModel.from_pretrained(place), temperature, top_p)
+        return cls(BehaviorModel.from_pretrained(SHIPPED_WEIGHTS if folder is None else Path(folder)), temperature, top_p)
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
