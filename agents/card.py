@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from ..worldmodel.behavior import BehaviorModel
-from ..worldmodel.run import read_metrics, write_text
+from ..worldmodel.files import replacing, write_text
+from ..worldmodel.run import read_metrics
 from .fidelity import weights_checksum
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
@@ -93,7 +94,8 @@ def run_card(args: Card) -> None:
     """Copy the model and write the texts.
 
     Raises:
-        ValueError: a run is not finished, or the README has no place for the table.
+        ValueError: a run is not finished or of another command, the figures are of other weights or of scenes that were not held
+            out, or the README has no place for the table.
     """
     stages, fidelity = _stages(args.training), _record(args.fidelity, "fidelity")
     _check_fit(args, stages[-1][1], fidelity)
@@ -120,9 +122,8 @@ def run_card(args: Card) -> None:
         write_text(args.readme, f"{old[: old.index(BEGIN)]}{BEGIN}\n{table}\n{old[old.index(END) :]}")
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
-        partial = args.folder / f"{name}.partial"
-        shutil.copyfile(args.training / "model" / name, partial)
-        partial.replace(args.folder / name)
+        with replacing(args.folder / name) as partial:
+            shutil.copyfile(args.training / "model" / name, partial)
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 

@@ -20,8 +20,9 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ..worldmodel.data import SceneDataset, ShardWriter, describe, import_scenes
+from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.networks import TEMPLATES
-from ..worldmodel.run import dated_folder, whole_run, write_csv, write_json
+from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.scene import LAYOUT, Scene
 from ..worldmodel.sumo import generate
 

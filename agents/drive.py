@@ -19,7 +19,8 @@ from ..envs.vector import TRAIL_STEPS, open_world
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
 from ..worldmodel.data.shards import DataError, SceneDataset
-from ..worldmodel.run import dated_folder, require_free, whole_run, write_csv, write_json
+from ..worldmodel.files import write_csv, write_json
+from ..worldmodel.run import dated_folder, require_free, whole_run
 from ..worldmodel.scene import HISTORY_STEPS
 from ..worldmodel.world import LearnedWorld, ReplayWorld, World
 from .policy import load_policy

@@ -27,7 +27,7 @@ from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, 
 from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
 from ..renderers.distributions import draw_distribution
 from ..worldmodel.data import SceneDataset
-from ..worldmodel.files import write_json
+from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import (
     Futures,
@@ -37,7 +37,7 @@ from ..worldmodel.open_loop import (
     scored_agents,
     simulate,
 )
-from ..worldmodel.run import dated_folder, seeded_generator, whole_run, write_csv
+from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 

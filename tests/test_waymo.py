@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worldloop.worldmodel.data import DataError, Skipped, import_scenes, read
 from worldloop.worldmodel.data.waymo import read_scenario
-from worldloop.worldmodel.data.waymo_records import Scenario, frame_record, masked_checksum, parse_scenario, read_records
+from worldloop.worldmodel.data.waymo_records import Scenario, masked_checksum, parse_scenario, read_records
 from worldloop.worldmodel.geometry import project_on_polyline, signed_distance_to_edges
 from worldloop.worldmodel.scene import LAYOUT, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState
 
@@ -21,6 +21,12 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "waymo_motion"
 ORIGIN = (1000.25, -2000.75, 30.0)
 FEATURE_KINDS = ("lane", "road_line", "road_edge", "stop_sign", "crosswalk", "speed_bump", "driveway")
 LEFT_LANE, BEFORE, THROUGH, TURN, CENTRE_LINE, RIGHT_EDGE, LEFT_EDGE, CROSSWALK = range(1, 9)
+
+
+def frame_record(data: bytes) -> bytes:
+    """Return `data` as one record of a TFRecord file."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_checksum(length)) + data + struct.pack("<I", masked_checksum(data))
 
 
 def points(*ends: tuple[float, float], spacing: float = 0.5) -> list[dict[str, float]]:

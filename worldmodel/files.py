@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,3 +54,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mappi
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that it is there whole or not at all; paths become text, NaN is an error."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows that share their keys as CSV; None becomes an empty cell."""
+    with replacing(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -7,14 +7,13 @@ written; a long one (training) works in the final folder and can be resumed afte
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import replacing, write_json, write_text
+from .files import write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -186,14 +185,6 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
         raise ValueError(f"seed: found {seed}, wanted a number >= 0")
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that share their keys as CSV; None becomes an empty cell."""
-    with replacing(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _record(command: str, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -129,12 +129,6 @@ def masked_checksum(data: bytes) -> int:
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def frame_record(data: bytes) -> bytes:
-    """Return `data` as one record of a TFRecord file; inverse of `read_records`."""
-    length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", masked_checksum(length)) + data + struct.pack("<I", masked_checksum(data))
-
-
 def read_records(file: Path) -> Iterator[bytes]:
     """Yield the data of every record, one in memory at a time.
 
