@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from worldloop.worldmodel.dynamics import KinematicBicycle, Motion, forward_speed
 
@@ -72,6 +72,7 @@ def test_impossible_limits_are_refused():
     share=st.floats(-1.0, 1.0),
     x=st.floats(-100.0, 100.0),
 )
+@example(speed=0.03125, heading=0.0, acceleration=-1.0, share=0.0, x=0.0)  # stops within half a millimetre
 def test_action_is_the_inverse_of_step(speed, heading, acceleration, share, x):
     start = motion(speed, heading, x, -x)
     fastest = max(speed, speed + 0.1 * acceleration, 0.1)
