@@ -51,6 +51,8 @@ class Args:
     """Folders of scenes that are never trained on, `:GLOB` as above."""
     out: Path
     """Run folder to create (or to resume)."""
+    share: float = 1.0
+    """Train on this share of each folder's scenes alone, drawn by the seed; `worldloop scaling` shows what more data gives."""
     steps: int = 4000
     """Optimiser steps."""
     batch: int = 16
@@ -406,6 +408,7 @@ def main(args: Args) -> Path:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
+    sources = [replace(source, dataset=source.dataset.share(args.share, args.seed)) for source in sources]
     trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
     if args.steps < 1 or args.evaluate_every < 1:
         raise ValueError(f"found --steps {args.steps} and --evaluate-every {args.evaluate_every}, wanted at least 1 of each")
@@ -484,4 +487,5 @@ def _loop(
             plot_curves(read_metrics(run.folder), run.folder / "learning_curves.png")
             clock = time.monotonic()
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    return results | {"parameters": parameters, "optimiser_steps": trainer.step}
+    scenes = sum(len(source.dataset) for source in sources)
+    return results | {"parameters": parameters, "optimiser_steps": trainer.step, "training_scenes": scenes}

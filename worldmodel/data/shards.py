@@ -307,6 +307,18 @@ class SceneDataset:
             raise ValueError(f"found a limit of {count} scenes, wanted at least 1")
         return self._part(self.entries[:count])
 
+    def share(self, part: float, seed: int = 0) -> SceneDataset:
+        """Return the data set of a random `part` (0 to 1) of the scenes, at least one: smaller parts lie within larger ones.
+
+        Raises:
+            ValueError: `part` is not above 0 and at most 1.
+        """
+        if not 0 < part <= 1:
+            raise ValueError(f"found a share of {part} of the scenes, wanted more than 0 and at most 1")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        kept = order[: max(round(part * len(self)), 1)].sort().values
+        return self._part([self.entries[number] for number in kept.tolist()])
+
     def _part(self, entries: list[dict[str, Any]]) -> SceneDataset:
         part = SceneDataset.__new__(SceneDataset)
         part.path, part._files = self.path, self._files
