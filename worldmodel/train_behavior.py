@@ -52,7 +52,8 @@ class Args:
     out: Path
     """Run folder to create (or to resume)."""
     share: float = 1.0
-    """Train on this share of each folder's scenes alone, drawn by the seed; `worldloop scaling` shows what more data gives."""
+    """Train on this share of each folder's scenes alone, drawn by the seed; the vocabulary is built from all of them, so that losses
+    can be compared (`worldloop scaling`)."""
     steps: int = 4000
     """Optimiser steps."""
     batch: int = 16
@@ -408,7 +409,6 @@ def main(args: Args) -> Path:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
-    sources = [replace(source, dataset=source.dataset.share(args.share, args.seed)) for source in sources]
     trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
     if args.steps < 1 or args.evaluate_every < 1:
         raise ValueError(f"found --steps {args.steps} and --evaluate-every {args.evaluate_every}, wanted at least 1 of each")
@@ -430,6 +430,7 @@ def main(args: Args) -> Path:
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.start_from))
     else:
         trainer = Trainer(args, new_model(args, find_vocabulary(sources, args)))
+    sources = [replace(source, dataset=source.dataset.share(args.share, args.seed)) for source in sources]
     if args.resume:
         run = resume_run(args.out, trainer.step, recorded, free=("resume", "steps", "evaluate_every"))
     else:
