@@ -52,8 +52,8 @@ class Args:
     out: Path
     """Run folder to create (or to resume)."""
     share: float = 1.0
-    """Train on this share of each folder's scenes alone, drawn by the seed; the vocabulary is built from all of them, so that losses
-    can be compared (`worldloop scaling`)."""
+    """Train on this share of each folder's scenes alone, drawn by the seed; the vocabulary is built from all of them, so that the
+    losses of several shares can be compared (`worldloop scaling`)."""
     steps: int = 4000
     """Optimiser steps."""
     batch: int = 16
