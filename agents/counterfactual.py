@@ -39,7 +39,7 @@ from ..envs.reactions import (
     travelled,
 )
 from ..renderers.reactions import Answer, draw_answer
-from ..worldmodel.data.shards import DataError, SceneDataset
+from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.open_loop import Trace, force_ego
 from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole_run
@@ -69,7 +69,7 @@ FIGURES = {
 COUNTS = ("affected", "slower", "same", "faster", "unaffected", "unsteady", "followers")
 ALL = "all"
 
-SCENE_ERRORS = (ValueError, OSError, DataError)
+SCENE_ERRORS = (ValueError, OSError)
 """What fails a scenario and not the run: a broken scene or recipe, a log that is too short, a SUMO that died."""
 
 
@@ -78,7 +78,7 @@ class Counterfactual:
     """Force the ego to do something else, and see whether others answer as they do in SUMO.
 
     Prints a table and writes a run folder with run.json, summary.csv (a row for each intervention and world), cases.csv (one for
-    each scene, intervention and world), responses.csv (one for each affected agent), failures.csv and a picture for each
+    each scene, intervention and world), responses.csv (one for each affected agent), failures.csv if any, and a picture for each
     intervention. Scenes must come from `worldloop data generate`, as the shipped ones do; needs pip install "worldloop[sumo]".
 
     Example: worldloop counterfactual --scenes scenes/made --interventions hard_brake cut_in --out runs/counterfactual
@@ -154,7 +154,8 @@ def run_counterfactual(args: Counterfactual) -> int:
             responses += response_rows(case)
             refused += [{"intervention": name, "why": why} for name, why in case.plan.refused.items()]
             _keep_best(shown, case)
-        write_csv(run.folder / "failures.csv", failures or [{"scene": None, "error": None}][:0])
+        if failures:
+            write_csv(run.folder / "failures.csv", failures)
         if not rows:
             raise ValueError(_nothing(len(scenes), failures))
         summary = summarise(rows, args.seed)
@@ -187,8 +188,8 @@ def _open_worlds(args: Counterfactual, scenes: SceneDataset, steps: int, stack: 
         without = sum(not entry["recipe"] for entry in scenes.entries)
         if without:
             raise ValueError(
-                f"--scenes {args.scenes}: {without} of the {len(scenes)} scenes were not made by `worldloop data generate`, so "
-                "SUMO cannot drive them: choose others with FOLDER:GLOB, or take --world learned, which goes without the reference"
+                f"--scenes {args.scenes}: {without} of the {len(scenes)} scenes were not made by `worldloop data generate`: SUMO "
+                "cannot drive them; choose others with FOLDER:GLOB, or take --world learned, which does without the reference"
             )
         from ..worldmodel.sumo_world import SumoWorld
 
@@ -262,9 +263,8 @@ def _agent_sums(case: Case, branch: str, world: str) -> Row:
     moved, kept = case.traces[world][branch], case.traces[world][KEEP]
     row["change"] = float((moved.position - kept.position).norm(dim=-1).mean((0, 2))[unaffected].sum())
     if world == LEARNED:
-        chance, after, cross = (
-            other_key_distance(*pair)[unaffected].sum() for pair in ((kept, kept), (moved, moved), (moved, kept))
-        )
+        pairs = ((kept, kept), (moved, moved), (moved, kept))
+        chance, after, cross = (other_key_distance(*pair)[unaffected].sum() for pair in pairs)
         row |= {"chance": float(chance), "cross": float(2 * cross), "energy": float(2 * cross - chance - after)}
     return row
 
@@ -374,11 +374,9 @@ def _print_tables(results: Mapping[str, Any], failures: Sequence[Row], out: Path
             cells = (_cell(row, key) for key in ("follower_collision_rate", "follower_answers", "response_delay", "minimum_gap"))
             followers.add_row(name.replace("_", " "), world, f"{row['followers']:g}", *cells)
         if REFERENCE in of and name != KEEP:
-            signs = (
-                " / ".join(f"{of[world][sign]:g}" for sign in ("slower", "same", "faster")) for world in (REFERENCE, LEARNED)
-            )
+            signs = (" / ".join(f"{of[at][sign]:g}" for sign in ("slower", "same", "faster")) for at in (REFERENCE, LEARNED))
             row = of[LEARNED]
-            figures = [_cell(row, key) for key in FIGURES if not key.startswith("follower") and key in list(FIGURES)[:4]]
+            figures = [_cell(row, key) for key in list(FIGURES)[:4]]
             head = (name.replace("_", " "), str(row["cases"]), f"{row['affected']:g}", *signs, figures[0])
             agents.add_row(*head, f"{row['unaffected']:g}", *figures[1:])
     if agents.row_count:

@@ -2,12 +2,12 @@
 
 All motions are planned once, against the log, with the kinematic bicycle, and are then forced upon the ego in every world alike:
 worlds differ by how the others answer, not by what the ego does. Keeping its course is following its log. Every intervention
-steers along the ego's route, at the distance to its side that the ego has at the present, by pure pursuit (Coulter, CMU-RI-TR-92-01,
-1992); those that do not brake follow whoever drives ahead in the log at a short distance and do not run into it:
+steers along the ego's route, at the distance to its side that the ego has at the present, by pure pursuit (Coulter,
+CMU-RI-TR-92-01, 1992); those that do not brake follow whoever drives ahead in the log and do not run into it:
 
 - hard_brake: 6 m/s2 until it stands. stop: the same with 2 m/s2.
 - accelerate: 2 m/s2 for 3 s, whatever signals and limits say.
-- swerve: 1.5 m to the side and back within 3 s.
+- swerve: up to 1.5 m to the side and back within 3 s, towards a neighbouring lane that is free, else to the right.
 - cut_in: within 2.5 s into the neighbouring lane, on the side where somebody drives behind if there is one.
 - creep: at 2 m/s into the junction ahead, standing with its front 4 m inside.
 """
@@ -15,7 +15,7 @@ steers along the ego's route, at the distance to its side that the ego has at th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, project_on_polyline, to_local, wrap_angle
 from ..worldmodel.open_loop import logged_ego
-from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene
+from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.world import ReplayWorld, State
 
 Intervention = Literal["hard_brake", "stop", "accelerate", "swerve", "cut_in", "creep"]
@@ -56,7 +56,7 @@ FARTHEST_FOLLOWER = 40.0
 IN_LANE = 1.5
 """Metres beside the middle of the ego's way within which others are in its lane."""
 
-SMALLEST_DEPARTURE = 1.0
+SMALLEST_DEPARTURE = 0.5
 """An intervention that leads the ego nowhere farther than this many metres from its log is none."""
 
 
@@ -105,33 +105,33 @@ def plan_interventions(scene: Scene, wanted: tuple[Intervention, ...], steps: in
             f"{TIME_STEP * steps:g} s: take a --horizon of {TIME_STEP * longest:g} or less, or leave the scene out"
         )
     state = ReplayWorld().reset(scene, torch.zeros(1, dtype=torch.int64))
-    shift, entry, refused = 0.0, math.inf, {}
+    entry, refused = math.inf, {}
     moving = float(forward_speed(state.ego())) >= SLOWEST
     for name in wanted:
         if not moving and name != "creep":
             refused[name] = f"the ego is slower than {SLOWEST:g} m/s"
-    if "cut_in" in wanted and moving:
-        sides = _free_sides(state)
-        shift = sides[0] if sides else 0.0
-        if not sides:
-            refused["cut_in"] = "no room in a neighbouring lane"
+    sides = _free_sides(state)
+    if "cut_in" in wanted and moving and not sides:
+        refused["cut_in"] = "no room in a neighbouring lane"
     if "creep" in wanted:
         entry = _junction_entry(state)
         if math.isinf(entry):
             refused["creep"] = f"no junction within {CREEP_REACH:g} m that nobody stands before"
     made = tuple(name for name in wanted if name not in refused)
     branches = (KEEP, *made)
-    shifts = torch.tensor([shift if name == "cut_in" else 0.0 for name in branches])
+    lane = sides[0] if sides else 0.0
+    swerve = math.copysign(SWERVE_WIDTH, lane if sides else -1.0)
+    shifts = torch.tensor([{"cut_in": lane, "swerve": swerve}.get(name, 0.0) for name in branches])
     motion = _drive(scene, branches, shifts, entry, steps)
     apart = (motion.position - motion.position[:1]).norm(dim=-1).amax(-1)
     gone = [number for number, name in enumerate(branches) if name == KEEP or float(apart[number]) >= SMALLEST_DEPARTURE]
     refused |= {name: "the log does nearly the same" for number, name in enumerate(branches) if number not in gone}
-    followers = tuple(follower(state, float(shifts[number])) for number in gone)
+    followers = tuple(follower(state, lane if branches[number] == "cut_in" else 0.0) for number in gone)
     return Plan(tuple(branches[number] for number in gone), motion.take(gone), followers, refused)
 
 
 def follower(state: State, shift: float = 0.0) -> int | None:
-    """Return who drives behind the ego of a state (B = 1) in its lane, or in the lane `shift` metres to its left; None if nobody."""
+    """Return who drives behind the ego of a state (B = 1), in its lane or the one `shift` metres to its left; None if nobody."""
     way, ego = _Way.of(state), int(state.scene.ego)
     behind = way.arc[0, ego] - way.arc[0]
     drives = (state.scene.kind[0] == AgentKind.VEHICLE) | (state.scene.kind[0] == AgentKind.CYCLIST)
@@ -195,14 +195,13 @@ def _drive(scene: Scene, branches: tuple[str, ...], shift: Tensor, entry: float,
     way = _Way.of(state)
     row, ego = many.ego_row(), many.ego
     held = way.offset[row, ego]
-    side = torch.where(shift != 0, torch.sign(shift), 1.0)
     is_kind = {name: torch.tensor([branch == name for branch in branches]) for name in (KEEP, *INTERVENTIONS)}
     moments: list[Motion] = []
     for step in range(steps):
         car, time = state.ego(), TIME_STEP * step
-        beside = torch.where(is_kind["swerve"], side * SWERVE_WIDTH * _bump((time + PREVIEW) / SWERVE_TIME), 0.0)
+        beside = torch.where(is_kind["swerve"], shift * _bump((time + PREVIEW) / SWERVE_TIME), 0.0)
         beside = torch.where(is_kind["cut_in"], shift * _ramp((time + PREVIEW) / CHANGE_TIME), beside)
-        acceleration = _acceleration(state, is_kind, time, held + beside, entry)
+        acceleration = _acceleration(state, is_kind, time, held + torch.where(is_kind["cut_in"], shift, 0.0), entry)
         action = torch.stack((acceleration, _pursue(state, held + beside)), dim=-1)
         logged = CAR.action(car, logged_ego(many, step + 1))
         following = CAR.step(car, torch.where(is_kind[KEEP][:, None], logged, action))
@@ -221,7 +220,7 @@ def _ramp(phase: float) -> float:
 
 
 def _acceleration(state: State, is_kind: dict[str, Tensor], time: float, offset: Tensor, entry: float) -> Tensor:
-    """What the interventions want (K,) in m/s2; `offset` (K,) is where they are heading beside the route."""
+    """What the interventions want (K,) in m/s2; `offset` (K,) is the lane beside the route that they head for."""
     way, row, ego = _Way.of(state), state.scene.ego_row(), state.scene.ego
     speed, length = forward_speed(state.ego()).clamp(min=0.0), state.scene.size[row, ego, 0]
     arc = way.arc[row, ego]
@@ -240,7 +239,8 @@ def _acceleration(state: State, is_kind: dict[str, Tensor], time: float, offset:
     half_across = 0.5 * (size[..., 0] * turn.sin().abs() + size[..., 1] * turn.cos().abs())
     reach = half_across + 0.5 * size[row, ego, 1][:, None] + 0.2
     in_way = ((way.offset - way.offset[row, ego][:, None]).abs() < reach) | ((way.offset - offset[:, None]).abs() < reach)
-    counts = (state.valid & in_way & (way.arc > arc[:, None])).index_put((row, ego), torch.tensor(False))
+    same_way = turn.abs() < 0.5 * math.pi
+    counts = (state.valid & in_way & same_way & (way.arc > arc[:, None])).index_put((row, ego), torch.tensor(False))
     gap = torch.where(counts, way.arc - half_along - (arc + 0.5 * length)[:, None], torch.inf)
     ahead = state.velocity.norm(dim=-1) * turn.cos()
     limit = NEAR_DRIVER.response(speed, torch.full_like(speed, CAR.max_speed), gap, speed[:, None] - ahead)

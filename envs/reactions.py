@@ -24,12 +24,12 @@ SPEED_DEPARTURE, ACCELERATION_DEPARTURE = 0.5, 0.3
 
 
 def common_steps(trace: Trace, kept: Trace) -> Tensor:
-    """Return how many steps (B, A) after the present agents are valid in both branches without a gap, -1 if not at the present."""
+    """Return for how many steps (B, A) after the present agents are valid in both branches; -1 if not even at the present."""
     return (trace.valid & kept.valid).long().cumprod(-1).sum(-1) - 1
 
 
 def path_change(trace: Trace, kept: Trace) -> Tensor:
-    """Return the largest distance (B, A) in metres between an agent's places in two branches at one time, as long as it is there."""
+    """Return the largest distance (B, A) in metres between an agent's places in two branches at one time, while it is there."""
     apart = (trace.position - kept.position).norm(dim=-1)
     here = torch.arange(apart.shape[-1]) <= common_steps(trace, kept)[..., None]
     return torch.where(here, apart, 0.0).amax(-1)

@@ -72,9 +72,8 @@ def draw_answer(path: Path, answer: Answer) -> None:
             axis.set_ylim(0, top)
     axes[0, 0].legend(fontsize=8)
     axes[0, 1].set_title("distance between both boxes", fontsize=10)
-    axes[0, 2].set_title(
-        f"after {TIME_STEP * (moved.speed.shape[-1] - 1):g} s: filled; hollow: had the ego kept its course", fontsize=10
-    )
+    seconds = TIME_STEP * (next(iter(answer.traces.values()))[0].speed.shape[-1] - 1)
+    axes[0, 2].set_title(f"after {seconds:g} s (hollow: course kept)", fontsize=10)
     figure.suptitle(f"{answer.intervention}: {answer.scene.id[0]}")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
