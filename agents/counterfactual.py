@@ -138,9 +138,7 @@ def run_counterfactual(args: Counterfactual) -> int:
     scenes = open_scenes(args.scenes)
     scenes = scenes if args.limit is None else scenes.first(args.limit)
     failures: list[Row] = []
-    refused: list[Row] = []
-    rows: list[Row] = []
-    responses: list[Row] = []
+    rows, responses, refused = [], [], []
     shown: dict[str, tuple[float, Answer]] = {}
     with ExitStack() as stack, whole_run(out, "counterfactual", asdict(args), args.seed) as run:
         worlds = _open_worlds(args, scenes, steps, stack)
@@ -346,12 +344,15 @@ def _keep_best(shown: dict[str, tuple[float, Answer]], case: Case) -> None:
         if branch == KEEP:
             continue
         of, follower = case.traces[judge], case.plan.follower[number]
-        change = path_change(of[branch], of[KEEP]).mean(0) * (case.present & case.steady)
+        counts = case.present & case.steady
+        if not counts.any():
+            continue
+        change = torch.where(counts, path_change(of[branch], of[KEEP]).mean(0), -1.0)
         agent = int(change.argmax())
         worth = float(change[agent])
         if follower is not None and float(change[follower]) > AFFECTED:
             agent, worth = follower, 100.0 + float(change[follower])
-        if worth > shown.get(branch, (0.0, None))[0]:
+        if worth > shown.get(branch, (-1.0, None))[0]:
             who = "follower" if agent == follower else "agent that answers most"
             traces = {world: (branches[KEEP], branches[branch]) for world, branches in case.traces.items()}
             shown[branch] = (worth, Answer(branch.replace("_", " "), case.scene, traces, agent, who))

@@ -3,12 +3,14 @@
 All motions are planned once, against the log, with the kinematic bicycle, and are then forced upon the ego in every world alike:
 worlds differ by how the others answer, not by what the ego does. Keeping its course is following its log. Every intervention
 steers along the ego's route, at the distance to its side that the ego has at the present, by pure pursuit (Coulter,
-CMU-RI-TR-92-01, 1992); those that do not brake follow whoever drives ahead in the log and do not run into it:
+CMU-RI-TR-92-01, 1992):
 
 - hard_brake: 6 m/s2 until it stands. stop: the same with 2 m/s2.
-- accelerate: 2 m/s2 for 3 s, whatever signals and limits say.
-- swerve: up to 1.5 m to the side and back within 3 s, towards a neighbouring lane that is free, else to the right.
-- cut_in: within 2.5 s into the neighbouring lane, on the side where somebody drives behind if there is one.
+- accelerate: 2 m/s2 for 3 s, whatever signals and limits say, but not into whoever drives ahead in the log.
+- swerve: up to 1.5 m to the side and back within 3 s, towards a neighbouring lane that is free, else to the right, with the
+  speeds of the log.
+- cut_in: within 2.5 s into the neighbouring lane, on the side where somebody drives behind if there is one, with the
+  speeds of the log, but not into whoever drives ahead there.
 - creep: at 2 m/s into the junction ahead, standing with its front 4 m inside.
 """
 
@@ -201,9 +203,12 @@ def _drive(scene: Scene, branches: tuple[str, ...], shift: Tensor, entry: float,
         car, time = state.ego(), TIME_STEP * step
         beside = torch.where(is_kind["swerve"], shift * _bump((time + PREVIEW) / SWERVE_TIME), 0.0)
         beside = torch.where(is_kind["cut_in"], shift * _ramp((time + PREVIEW) / CHANGE_TIME), beside)
-        acceleration = _acceleration(state, is_kind, time, held + torch.where(is_kind["cut_in"], shift, 0.0), entry)
+        target = logged_ego(many, step + 1)
+        as_logged = (forward_speed(target) - forward_speed(car)) / TIME_STEP
+        lane = held + torch.where(is_kind["cut_in"], shift, 0.0)
+        acceleration = torch.where(is_kind["swerve"], as_logged, _acceleration(state, is_kind, time, lane, entry, as_logged))
         action = torch.stack((acceleration, _pursue(state, held + beside)), dim=-1)
-        logged = CAR.action(car, logged_ego(many, step + 1))
+        logged = CAR.action(car, target)
         following = CAR.step(car, torch.where(is_kind[KEEP][:, None], logged, action))
         state = world.step(state, following)
         moments.append(following)
@@ -219,12 +224,12 @@ def _ramp(phase: float) -> float:
     return math.sin(0.5 * math.pi * min(max(phase, 0.0), 1.0)) ** 2
 
 
-def _acceleration(state: State, is_kind: dict[str, Tensor], time: float, offset: Tensor, entry: float) -> Tensor:
-    """What the interventions want (K,) in m/s2; `offset` (K,) is the lane beside the route that they head for."""
+def _acceleration(state: State, is_kind: dict[str, Tensor], time: float, lane: Tensor, entry: float, as_logged: Tensor) -> Tensor:
+    """What the interventions want (K,) in m/s2; `lane` (K,) is the offset from the route that they head for."""
     way, row, ego = _Way.of(state), state.scene.ego_row(), state.scene.ego
     speed, length = forward_speed(state.ego()).clamp(min=0.0), state.scene.size[row, ego, 0]
     arc = way.arc[row, ego]
-    wanted = torch.zeros_like(speed)
+    wanted = torch.where(is_kind["cut_in"], as_logged, 0.0)
     if time < ACCELERATING - 1e-6:
         wanted = torch.where(is_kind["accelerate"], ACCELERATION, wanted)
     if math.isfinite(entry):
@@ -238,7 +243,7 @@ def _acceleration(state: State, is_kind: dict[str, Tensor], time: float, offset:
     half_along = 0.5 * (size[..., 0] * turn.cos().abs() + size[..., 1] * turn.sin().abs())
     half_across = 0.5 * (size[..., 0] * turn.sin().abs() + size[..., 1] * turn.cos().abs())
     reach = half_across + 0.5 * size[row, ego, 1][:, None] + 0.2
-    in_way = ((way.offset - way.offset[row, ego][:, None]).abs() < reach) | ((way.offset - offset[:, None]).abs() < reach)
+    in_way = ((way.offset - way.offset[row, ego][:, None]).abs() < reach) | ((way.offset - lane[:, None]).abs() < reach)
     same_way = turn.abs() < 0.5 * math.pi
     counts = (state.valid & in_way & same_way & (way.arc > arc[:, None])).index_put((row, ego), torch.tensor(False))
     gap = torch.where(counts, way.arc - half_along - (arc + 0.5 * length)[:, None], torch.inf)

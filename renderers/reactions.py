@@ -102,9 +102,11 @@ def _band(axis: Any, value: Tensor, valid: Tensor, colour: str, style: str, labe
 
 
 def _view(answer: Answer, kept: Trace, moved: Trace) -> tuple[Tensor, Tensor]:
-    """Corners (2,) of the square that shows the ego and the agent from the present on in both branches."""
+    """Corners (2,) of the square that shows where the ego and the agent are at the end of both branches."""
     places = [int(answer.scene.ego), answer.agent]
-    points = torch.cat([trace.position[0, places][trace.valid[0, places]] for trace in (kept, moved)])
+    points = torch.cat([trace.position[0, places, -1][trace.valid[0, places, -1]] for trace in (kept, moved)])
+    if not len(points):
+        points = moved.position[0, places, 0]
     low, high = points.amin(0), points.amax(0)
     half = max(0.5 * float((high - low).amax()) + MARGIN, SMALLEST_VIEW)
     return 0.5 * (low + high) - half, 0.5 * (low + high) + half
