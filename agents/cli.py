@@ -46,6 +46,9 @@ COMMANDS = {
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "scaling": Command(".scaling", "Scaling", "run_scaling", "what a larger network or more data gives; fits, a picture"),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
+    "counterfactual": Command(
+        ".counterfactual", "Counterfactual", "run_counterfactual", "do others answer the ego as in SUMO; tables, pictures"
+    ),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),

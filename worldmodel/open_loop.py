@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .dynamics import Motion
+from .geometry import box_distance
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
-from .world import State, random_keys
+from .world import State, World, random_keys
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,30 @@ class Futures(TensorBatch):
     position: Tensor
     heading: Tensor
     valid: Tensor
+
+
+@dataclass(frozen=True)
+class Trace(TensorBatch):
+    """What everyone does in B rows from the present on, while the ego's motion is forced.
+
+    Attributes:
+        position: (B, A, T + 1, 2) box centres, the present first. heading: (B, A, T + 1). speed: (B, A, T + 1) metres per second.
+        valid: (B, A, T + 1) bool.
+    """
+
+    position: Tensor
+    heading: Tensor
+    speed: Tensor
+    valid: Tensor
+
+    def gap(self, size: Tensor, one: int, other: int) -> Tensor:
+        """Return the metres (B, T + 1) between the boxes of two agents, 0 where they overlap, infinite where one is not there.
+
+        `size` (A, 2 or more) holds length and width.
+        """
+        boxes = ((self.position[:, at], self.heading[:, at], size[at, :2]) for at in (one, other))
+        distance = box_distance(*next(boxes), *next(boxes))
+        return torch.where(self.valid[:, one] & self.valid[:, other], distance, torch.inf)
 
 
 class Simulator(Protocol):
@@ -66,6 +91,21 @@ def simulate(
         split(torch.stack([m.position for m in moments], dim=2)),
         split(torch.stack([m.heading for m in moments], dim=2)),
         split(torch.stack([m.valid for m in moments], dim=2)),
+    )
+
+
+def force_ego(world: World, scene: Scene, ego: Motion, keys: Tensor) -> Trace:
+    """Run a scene (B = 1) once for each of the random keys (S,) with the ego moved as `ego` (T, ...) says, one entry a step."""
+    state = world.reset(scene.repeat(len(keys)), keys)
+    moments = [state]
+    for step in range(ego.heading.shape[0]):
+        state = world.step(state, ego.map(lambda tensor, step=step: tensor[step].expand(len(keys), *tensor.shape[1:])))
+        moments.append(state)
+    return Trace(
+        torch.stack([moment.position[..., :2] for moment in moments], dim=2),
+        torch.stack([moment.heading for moment in moments], dim=2),
+        torch.stack([moment.velocity.norm(dim=-1) for moment in moments], dim=2),
+        torch.stack([moment.valid for moment in moments], dim=2),
     )
 
 
