@@ -1,0 +1,68 @@
+"""How unsure the learned world is: from the spread of what its model thinks possible to the error to expect, in metres.
+
+At a decision the model holds several next motions of an agent possible. Their ends lie s metres about their mean (root mean square,
+weighted with the whole distribution, also what top-p leaves out). Decisions add up as independent steps do, to the *spread*
+S = sqrt(s1^2 + s2^2 + ...); but a wrong speed stays wrong, so the error grows faster, and the time t belongs into the formula:
+
+    expected error = e^offset (S + FLOOR)^spread t^time
+
+The three coefficients are fitted against logs (`worldloop calibrate`) and stand in `uncertainty.json` beside the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.01
+"""Metres; an agent that the model is sure will stand has no logarithm without it."""
+
+CALIBRATION_FILE = "uncertainty.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coefficients of the formula above; as they stand here the error is the spread itself, which ranks but is no metre of error."""
+
+    offset: float = 0.0
+    spread: float = 1.0
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name}: found {value!r}, wanted a finite number")
+
+    def error(self, square: Tensor, seconds: Tensor) -> Tensor:
+        """Return the metres to expect (...) for squared spreads (...) in m2, `seconds` (...) > 0 after the present."""
+        return math.exp(self.offset) * (square.sqrt() + FLOOR) ** self.spread * seconds**self.time
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration | None:
+        """Return what a model folder holds, None if it holds none.
+
+        Raises:
+            ValueError: the file is broken or belongs to other coefficients.
+        """
+        path = folder / CALIBRATION_FILE
+        try:
+            return cls(**json.loads(path.read_text())["coefficients"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{path}: not a calibration ({error}): run `worldloop calibrate --fit` or remove it") from error
+
+    @staticmethod
+    def squared_spread(scores: Tensor, temperature: float, end: Tensor) -> Tensor:
+        """Return the weighted squared distance (..., m2) of tokens' ends (V, 2) from their mean, for scores (..., V).
+
+        An agent without a finite score, of a kind that has no tokens, gets zero.
+        """
+        share = torch.nan_to_num((scores / temperature).softmax(-1))
+        centre = share @ end
+        return (share @ end.square().sum(-1) - centre.square().sum(-1)).clamp(min=0.0)
