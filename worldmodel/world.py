@@ -210,8 +210,8 @@ class LearnedWorld:
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
     decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log
-    and hold their last state beyond its end. Without a `calibration` (`calibrated` is False) the uncertainty is the spread of what
-    the model thinks possible: it ranks, but is not the size of the error.
+    and hold their last state beyond its end. Without a `calibration` (`calibrated` is False) the uncertainty is the spread of
+    what the model thinks possible: it ranks, but is not the size of the error.
     """
 
     def __init__(
@@ -281,7 +281,8 @@ class LearnedWorld:
         place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
         position = torch.where(moving[..., None], place, state.position)
         following = after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
-        spread = torch.lerp(*state.memory["spread"].unbind(-1), (state.step % ticks + 1)[:, None] / ticks)
+        before, after = state.memory["spread"].unbind(-1)
+        spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
         error = self.calibration.error(spread, following.step[:, None] * TIME_STEP)
         return replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
 
