@@ -76,8 +76,8 @@ Nobody enters or leaves during a rollout. Signals follow the log. Where a map ha
 see of each other and of the lane markings. Real data are few and all from the United States.
 """
 
-UNCALIBRATED = """Not calibrated: `State.uncertainty` is the spread of what the model thinks possible. It ranks, but is not the size
-of the error."""
+UNCALIBRATED = """Not calibrated: `State.uncertainty` is the spread of what the model thinks possible. It ranks, but is not the
+size of the error."""
 
 
 @dataclass(frozen=True)
