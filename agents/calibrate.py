@@ -5,8 +5,8 @@ a road user is held against how far that future has it from where the log shows 
 users of `open_loop.scored_agents`. A row is one road user at one time. Figures:
 
 - Spearman's rank correlation, over all rows and at fixed times: error grows with time for everyone, so only what remains at a
-  fixed time tells road users apart. Beside it, two references: the disagreement of the futures, which no single rollout can know, and
-  the time alone.
+  fixed time tells road users apart. Beside it, two references: the disagreement of the futures, which no single rollout can
+  know, and the time alone.
 - The reliability curve: rows sorted by what is stated, in bins of equal size, the mean stated against the mean measured.
 - The safe horizon: the first time at which the mean error is above what is tolerated, as stated and as measured.
 
