@@ -27,6 +27,9 @@ from torch import Tensor
 FLOOR = 0.01
 """Metres; an agent that the model is sure will stand has no logarithm without it."""
 
+STEP = 0.01
+"""Metres, the unit in which the spread of one decision is measured."""
+
 CALIBRATION_FILE = "uncertainty.json"
 
 
@@ -71,8 +74,9 @@ class Calibration:
     def squared_spread(scores: Tensor, temperature: float, end: Tensor) -> Tensor:
         """Return the weighted squared distance (..., m2) of tokens' ends (V, 2) from their mean, for scores (..., V).
 
-        An agent without a finite score, of a kind that has no tokens, gets zero.
+        An agent without a finite score, of a kind that has no tokens, gets zero. The distance is rounded to STEP: the last bits of
+        scores depend on how many scenes are in the batch, and what a scene says of itself must not.
         """
-        share = torch.nan_to_num((scores / temperature).softmax(-1))
-        centre = share @ end
-        return (share @ end.square().sum(-1) - centre.square().sum(-1)).clamp(min=0.0)
+        share, end = torch.nan_to_num((scores.double() / temperature).softmax(-1)), end.double()
+        square = (share @ end.square().sum(-1) - (share @ end).square().sum(-1)).clamp(min=0.0)
+        return ((square.sqrt() / STEP).round() * STEP).square().to(scores.dtype)
