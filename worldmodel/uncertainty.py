@@ -48,7 +48,8 @@ class Calibration:
 
     def error(self, square: Tensor, seconds: Tensor) -> Tensor:
         """Return the metres to expect (...) for squared spreads (...) in m2, `seconds` (...) > 0 after the present."""
-        return math.exp(self.offset) * (square.sqrt() + FLOOR) ** self.spread * seconds**self.time
+        square, seconds = square.double(), seconds.double()  # a power's last bits depend on where in a tensor it stands
+        return (math.exp(self.offset) * (square.sqrt() + FLOOR) ** self.spread * seconds**self.time).float()
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:
@@ -74,8 +75,8 @@ class Calibration:
     def squared_spread(scores: Tensor, temperature: float, end: Tensor) -> Tensor:
         """Return the weighted squared distance (..., m2) of tokens' ends (V, 2) from their mean, for scores (..., V).
 
-        An agent without a finite score, of a kind that has no tokens, gets zero. The distance is rounded to STEP: the last bits of
-        scores depend on how many scenes are in the batch, and what a scene says of itself must not.
+        An agent without a finite score, of a kind that has no tokens, gets zero. The distance is rounded to STEP: the last bits
+        of scores depend on how many scenes are in the batch, and what a scene says of itself must not.
         """
         share, end = torch.nan_to_num((scores.double() / temperature).softmax(-1)), end.double()
         square = (share @ end.square().sum(-1) - (share @ end).square().sum(-1)).clamp(min=0.0)
