@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.files import replacing, write_text
 from ..worldmodel.run import read_metrics
+from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration
 from .fidelity import weights_checksum
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
@@ -67,10 +68,16 @@ No weights or numbers come from the validation scenes, but for the choice of the
 ## How good it is
 {table}
 
+## How unsure it says it is
+{uncertainty}
+
 ## Limits
 Nobody enters or leaves during a rollout. Signals follow the log. Where a map has no lanes (PandaSet) road users keep to what they
 see of each other and of the lane markings. Real data are few and all from the United States.
 """
+
+UNCALIBRATED = """Not calibrated: `State.uncertainty` is the spread of what the model thinks possible. It ranks, but is not the
+size of the error."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ def run_card(args: Card) -> None:
     stages, fidelity = _stages(args.training), _record(args.fidelity, "fidelity")
     _check_fit(args, stages[-1][1], fidelity)
     model = BehaviorModel.from_pretrained(args.training / "model")
+    calibrated = Calibration.load(args.training / "model") is not None
     table = fidelity_table(fidelity)
     sources = {_without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
     text = CARD.format(
@@ -114,6 +122,7 @@ def run_card(args: Card) -> None:
         validation=", ".join(f"`{_without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
         recipe="\n\n".join(_stage(number, *stage) for number, stage in enumerate(stages, 1)),
         table=table,
+        uncertainty=_uncertainty(args.training / "model") if calibrated else UNCALIBRATED,
     )
     if args.readme is not None:
         old = args.readme.read_text()
@@ -124,6 +133,10 @@ def run_card(args: Card) -> None:
     for name in MODEL_FILES:
         with replacing(args.folder / name) as partial:
             shutil.copyfile(args.training / "model" / name, partial)
+    (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's, if this one has none
+    if calibrated:
+        with replacing(args.folder / CALIBRATION_FILE) as partial:
+            shutil.copyfile(args.training / "model" / CALIBRATION_FILE, partial)
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 
@@ -157,6 +170,18 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
     if left_out:
         lines += ["", f"Left out of the RMM where the data has no such value: {left_out}."]
     return "\n".join(lines)
+
+
+def _uncertainty(folder: Path) -> str:
+    """Return what the coefficients of `uncertainty.json` were fitted to, as Markdown."""
+    record = json.loads((folder / CALIBRATION_FILE).read_text())
+    scenes = ", ".join(f"`{source}`" for source in record["scenes"])
+    most = f", at most {record['limit']} scenes of each" if record["limit"] else ""
+    return (
+        f"`State.uncertainty` is the position error to expect, in metres, fitted to {record['rollouts']} futures of each of "
+        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, top-p {record['top_p']:g}. On "
+        "scenes that the weights were not trained on the error is larger than on those that they know."
+    )
 
 
 def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:

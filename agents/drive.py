@@ -43,7 +43,8 @@ HELD_FRAMES = 10
 class Rollout:
     """Drive a policy through scenes in a world, and tell how it went.
 
-    Every scenario leaves a row: progress, collision, off-road, comfort, road users simulated, steps/s. Scenarios that fail are
+    Every scenario leaves a row: progress, collision, off-road, comfort, road users simulated, how unsure the learned world is of
+    them (metres of error to expect, on average), for how many seconds that stays within 2 m, steps/s. Scenarios that fail are
     counted and shown, and the exit code is then 1. The run folder gets run.json (arguments, versions, summary), scenarios.json
     and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (the middle of it).
 
@@ -198,6 +199,8 @@ def _table(driven: Driven, title: str) -> Table:
         "colli-\nsion": _share(summary["collision_rate"]),
         "off\nroad": _share(summary["off_road_rate"]),
         "agents\nsimulated": _number(summary["agents_simulated"]),
+        "unsure\n(m)": _number(summary["uncertainty"]),
+        "safe\n(s)": _number(summary["safe_horizon"]),
         "steps/s": _number(summary["steps_per_second"]),
     }
     table.add_column("scenario", "mean", overflow="fold", min_width=12)
@@ -208,10 +211,9 @@ def _table(driven: Driven, title: str) -> Table:
         if row.error is not None:
             table.add_row(row.scene, "[bold red]failed[/]", *[""] * (len(footer) - 1))
             continue
-        cells = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road))
-        table.add_row(
-            row.scene, str(row.steps), _number(row.progress), *cells, _number(row.agents_simulated), _number(row.steps_per_second)
-        )
+        events = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road))
+        numbers = (row.agents_simulated, row.uncertainty, row.safe_horizon, row.steps_per_second)
+        table.add_row(row.scene, str(row.steps), _number(row.progress), *events, *(_number(number) for number in numbers))
     if len(shown) < len(driven.scenarios):
         table.add_row(f"... and {len(driven.scenarios) - len(shown)} more", *[""] * len(footer))
     return table

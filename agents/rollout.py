@@ -25,13 +25,16 @@ from gymnasium.vector import AutoresetMode
 from ..envs.scenarios import SHIPPED_SCENES
 from ..envs.vector import DriveVectorEnv, Observation
 from ..worldmodel.data.shards import SceneDataset
-from ..worldmodel.scene import Scene
+from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.world import ReplayWorld, State, World
 from . import TRACEBACK
 from .policy import Policy
 
 POLICY_FAULTS = (LookupError, TypeError, AttributeError, NameError, RuntimeError, ArithmeticError, AssertionError)
 """What a mistake in a policy's code raises, beside ValueError: it fails the scenario and not the rollout."""
+
+SAFE_ERROR = 2.0
+"""Metres of expected error up to which a rollout is to be believed: about half a car's length."""
 
 STEPS_WITHOUT_LOG = 80
 """Horizon of scenes that are a moment without a future."""
@@ -55,6 +58,9 @@ class Scenario:
         off_road: whether the ego left the road; None where the map does not say where the road ends.
         comfort: mean share of nuPlan's comfort limits that held.
         agents_simulated: mean number of road users that the world moved in a step.
+        uncertainty: metres of error to expect of the road users, mean over them and the steps; None where the world does not say.
+        safe_horizon: seconds from the start until that error, as a mean over the road users, passes SAFE_ERROR; as long as the
+            scenario where it does not.
         reward: the sum of all steps (the return).
         steps_per_second: steps over the wall-clock time spent on this scenario (of a batch: its share).
         error: why it failed, else None.
@@ -70,6 +76,8 @@ class Scenario:
     off_road: bool | None = None
     comfort: float = 0.0
     agents_simulated: float = 0.0
+    uncertainty: float | None = None
+    safe_horizon: float | None = None
     reward: float = 0.0
     steps_per_second: float = 0.0
     error: str | None = None
@@ -105,6 +113,8 @@ class Rollout:
             "off_road_rate": mean(row.off_road for row in driven if row.off_road is not None),
             "comfort": mean(row.comfort for row in driven),
             "agents_simulated": mean(row.agents_simulated for row in driven),
+            "uncertainty": mean(row.uncertainty for row in driven if row.uncertainty is not None),
+            "safe_horizon": mean(row.safe_horizon for row in driven if row.safe_horizon is not None),
             "reward": mean(row.reward for row in driven),
             "steps_per_second": sum(row.steps for row in driven) / self.seconds,
         }
@@ -229,7 +239,7 @@ def drive(
     """
     names = env.scenarios.ids
     observation, _ = env.reset(seed=list(seeds), options={"scene": list(names)})
-    tally = _Tally(len(seeds))
+    tally = _Tally(len(seeds), getattr(env.world, "calibrated", False))
     films = [Film() if wanted else None for wanted in watched]
     live = np.ones(len(seeds), dtype=np.bool_)
     ended = [""] * len(seeds)
@@ -254,15 +264,19 @@ def drive(
 class _Tally:
     """Sums over the steps of B scenarios."""
 
-    def __init__(self, count: int) -> None:
-        self.steps = np.zeros(count, dtype=np.int64)
+    def __init__(self, count: int, calibrated: bool) -> None:
+        self.calibrated = calibrated
+        self.steps, self.safe = np.zeros((2, count), dtype=np.int64)
         self.seconds, self.reward, self.progress, self.completion, self.comfort, self.simulated = np.zeros((6, count))
+        self.uncertainty = np.zeros(count)
         self.collision, self.off_road, self.measurable = np.zeros((3, count), dtype=np.bool_)
 
     def add(self, live: np.ndarray, reward: np.ndarray, info: dict[str, Any]) -> None:
         """Add one step of the scenarios that are still `live`."""
         measures = info["measures"]
+        self.safe += live & (self.safe == self.steps) & (info["uncertainty"] <= SAFE_ERROR)
         self.steps += live
+        self.uncertainty += live * info["uncertainty"]
         self.reward += live * reward
         self.progress += live * measures["progress"]
         self.completion = np.where(live, np.maximum(self.completion, measures["route_completion"]), self.completion)
@@ -286,6 +300,8 @@ class _Tally:
             off_road=bool(self.off_road[row]) if self.measurable[row] else None,
             comfort=float(self.comfort[row]) / steps,
             agents_simulated=float(self.simulated[row]) / steps,
+            uncertainty=float(self.uncertainty[row]) / steps if self.calibrated else None,
+            safe_horizon=float(self.safe[row]) * TIME_STEP if self.calibrated else None,
             reward=float(self.reward[row]),
             steps_per_second=steps / float(self.seconds[row]),
         )

@@ -88,6 +88,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     | `scene` | id of the scene |
     | `steps` | steps since the reset |
     | `agents_simulated` | valid agents that the world moved in this step (not the ego, no standing objects) |
+    | `uncertainty` | mean over these agents of `state.uncertainty`: metres by which a log would be off by now; only the learned world says so, others 0 |
     | `reward_terms` | each term of the reward; not after a reset |
     | `measures` | each measure of the step (`worldloop.envs.measures.ego_measures`); not after a reset |
 

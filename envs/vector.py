@@ -441,7 +441,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         names = np.full(self.num_envs, None, dtype=object)
         names[mask] = np.array(state.scene.id, dtype=object)[mask]
         simulated = (state.simulated & state.valid).sum(dim=1)
-        info = _masked({"steps": state.step, "agents_simulated": simulated}, mask)
+        unsure = state.uncertainty.double().sum(dim=1) / simulated.clamp(min=1)
+        info = _masked({"steps": state.step, "agents_simulated": simulated, "uncertainty": unsure}, mask)
         return {"scene": names, "_scene": mask.copy(), **info}
 
     def _step_info(self, measures: dict[str, Tensor], terms: dict[str, Tensor], mask: np.ndarray) -> Info:

@@ -6,6 +6,7 @@ import torch
 from models import tiny_model
 from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
 from worldloop.agents.fidelity import weights_checksum
+from worldloop.worldmodel.uncertainty import Calibration
 
 
 def figures(world, value):
@@ -147,3 +148,19 @@ def test_where_no_map_has_road_edges_the_table_says_so(runs):
         row |= {name: None for name in row if name.startswith("off_road")}
     rows = [line for line in fidelity_table(record).splitlines() if line.startswith(("| learned", "| log"))]
     assert [line.endswith("| no road edges |") for line in rows] == [True, True]
+
+
+def test_the_calibration_travels_with_its_weights_and_never_with_others(runs, tmp_path):
+    record = {
+        "coefficients": {"offset": 0.1, "spread": 0.9, "time": 1.1},
+        "weights_checksum": weights_checksum(runs[0] / "model"),
+    }
+    record |= {"scenes": ["ngsim:*US101*"], "limit": 5, "count": 4, "rollouts": 8, "temperature": 1.0, "top_p": 0.8}
+    (runs[0] / "model" / "uncertainty.json").write_text(json.dumps(record))
+    run_card(Card(*runs, folder=tmp_path / "shipped"))
+    assert "fitted to 8 futures of each of 4 scenes (`ngsim:*US101*`" in (tmp_path / "shipped" / "README.md").read_text()
+    assert Calibration.load(tmp_path / "shipped") == Calibration(0.1, 0.9, 1.1)
+    (runs[0] / "model" / "uncertainty.json").unlink()
+    run_card(Card(*runs, folder=tmp_path / "shipped"))
+    assert "Not calibrated" in (tmp_path / "shipped" / "README.md").read_text()
+    assert Calibration.load(tmp_path / "shipped") is None

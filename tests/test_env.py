@@ -155,7 +155,7 @@ def test_some_sub_environments_can_be_reset():
 def test_an_episode_by_hand():
     env = make(action="physical", reward=RewardWeights(progress=1.0, collision=-7.0, off_road=-5.0, comfort=0.0))
     _, info = env.reset(options={"scene": "hand/straight"})
-    assert info == {"scene": "hand/straight", "steps": 0, "agents_simulated": 0}
+    assert info == {"scene": "hand/straight", "steps": 0, "agents_simulated": 0, "uncertainty": 0}
     _, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
     assert (terminated, truncated) == (False, False)
     assert reward == pytest.approx(1.0)  # 1 m along the route

@@ -19,6 +19,7 @@ from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
 from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
 from worldloop.worldmodel.dynamics import Motion
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
+from worldloop.worldmodel.uncertainty import Calibration
 from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
 
 
@@ -221,3 +222,15 @@ def test_a_mistake_in_a_policy_fails_the_scenario_and_says_where(tmp_path):
     assert [row.ended for row in run.scenarios] == ["failed", "failed"]
     assert "the policy raised KeyError: 'nothere'" in (run.scenarios[0].error or "")
     assert "test_rollout.py:" in (run.scenarios[0].error or "")
+
+
+def test_rows_say_how_unsure_the_world_is_where_it_can(roads: SceneDataset) -> None:
+    """With an error of t metres t seconds after the start, 2 m are passed after 2 s: 3 s of driving are 1.55 m on average."""
+    grows = LearnedWorld(tiny_model(), calibration=Calibration(0.0, 0.0, 1.0))
+    for row in rollout(ConstantPolicy(), grows, roads, steps=30).scenarios:
+        seconds = row.steps * 0.1
+        assert row.uncertainty == pytest.approx(0.5 * (0.1 + seconds), abs=1e-4)
+        assert row.safe_horizon == pytest.approx(min(seconds, 2.0))
+    silent = rollout(ConstantPolicy(), LearnedWorld(tiny_model()), roads, steps=5)
+    assert {(row.uncertainty, row.safe_horizon) for row in silent.scenarios} == {(None, None)}
+    assert silent.summary()["safe_horizon"] is None

@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,10 @@ from .dynamics import Motion
 from .files import write_tensors
 from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
 
-STATE_VERSION = 1
+if TYPE_CHECKING:
+    from .uncertainty import Calibration
+
+STATE_VERSION = 2
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
 
@@ -44,6 +47,7 @@ class State(TensorBatch):
         position: (B, A, 3), heading: (B, A), velocity: (B, A, 2), valid: (B, A) bool of every agent, the ego included.
         simulated: (B, A) bool, the agents that the world moved in the last step (the ego only where nobody else drove it).
         signal_state: (B, S) int64 `SignalState`; signal_valid: (B, S) bool.
+        uncertainty: (B, A) metres, the position error to expect of each agent that `LearnedWorld` simulates; 0 for all others.
         memory: what the world itself remembers, by name; every tensor leads with B.
     """
 
@@ -57,6 +61,7 @@ class State(TensorBatch):
     simulated: Tensor
     signal_state: Tensor
     signal_valid: Tensor
+    uncertainty: Tensor
     memory: dict[str, Tensor]
 
     def __len__(self) -> int:
@@ -112,6 +117,7 @@ def logged_state(scenes: Scene, key: Tensor) -> State:
         simulated=torch.zeros_like(valid),
         signal_state=signal_state,
         signal_valid=signal_valid,
+        uncertainty=torch.zeros(valid.shape),
         memory={},
     )
 
@@ -204,13 +210,19 @@ class LearnedWorld:
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
     decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log
-    and hold their last state beyond its end.
+    and hold their last state beyond its end. Without a `calibration` (`calibrated` is False) the uncertainty is the spread of
+    what the model thinks possible: it ranks, but is not the size of the error.
     """
 
-    def __init__(self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P):
+    def __init__(
+        self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P, calibration: Calibration | None = None
+    ):
+        from .uncertainty import Calibration  # what it computes is no part of the loop
+
         if temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
         self.model, self.temperature, self.top_p = model.eval(), temperature, top_p
+        self.calibration, self.calibrated = calibration or Calibration(), calibration is not None
 
     @classmethod
     def from_pretrained(
@@ -221,7 +233,10 @@ class LearnedWorld:
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
         """
-        return cls(BehaviorModel.from_pretrained(SHIPPED_WEIGHTS if folder is None else Path(folder)), temperature, top_p)
+        from .uncertainty import Calibration
+
+        place = SHIPPED_WEIGHTS if folder is None else Path(folder)
+        return cls(BehaviorModel.from_pretrained(place), temperature, top_p, Calibration.load(place))
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
@@ -248,6 +263,7 @@ class LearnedWorld:
         memory = {f"map_{name}": getattr(map_memory, name) for name in ("keys", "values", "centre", "reach")}
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
+        memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
         return replace(state, memory=memory)
 
     @torch.no_grad()
@@ -264,7 +280,11 @@ class LearnedWorld:
         moving = movable(state, ego is None)
         place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
         position = torch.where(moving[..., None], place, state.position)
-        return after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        following = after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        before, after = state.memory["spread"].unbind(-1)
+        spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
+        error = self.calibration.error(spread, following.step[:, None] * TIME_STEP)
+        return replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""
@@ -299,6 +319,9 @@ class LearnedWorld:
         token = sample_tokens(scores, state.key, state.step, self.temperature, self.top_p)
         decided = {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         decided |= {"anchor": pose, "anchor_valid": state.valid, "plan": self.model.vocabulary.decode(token, pose)}
+        now = memory["spread"][..., 1]
+        further = self.calibration.squared_spread(scores, self.temperature, self.model.vocabulary.motion[:, -1, :2])
+        decided["spread"] = torch.stack((now, now + further), dim=-1)
         return replace(state, memory=memory | decided)
 
 
