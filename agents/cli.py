@@ -45,6 +45,7 @@ COMMANDS = {
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
+    "endurance": Command(".endurance", "Endurance", "run_endurance", "whether a minute of traffic ends as it began; curves"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),

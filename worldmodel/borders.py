@@ -10,11 +10,12 @@ who enters are rules, none of it is learned:
   users stays that of the log, as in ring roads and other closed systems of traffic research (Treiber, Kesting, Traffic Flow
   Dynamics, 2013); demand by entrance follows what the log shows there.
 - Vehicles and cyclists enter at the start of lanes that nothing precedes, pedestrians at the free ends of walkways, and anybody
-  where the log saw one of the kind come in after the present. Where a kind has no such place (a map without lanes) it enters where
-  the log first saw one that moved.
-- An entrance is drawn with a weight of one more than the road users that the log shows near it (Laplace's rule of succession). The
-  entering one drives as fast as those did on average, and not faster than the gaps of the intelligent driver model allow (Treiber,
-  Hennecke, Helbing, 2000); if that is less than half as fast, or it would cut off someone behind or appear near the ego, it waits.
+  where the log saw one of the kind come in after the present. Where a kind has no such place (a map without lanes) it enters
+  where the log first saw one that moved.
+- An entrance is drawn with a weight of one more than the road users that the log shows near it (Laplace's rule of succession).
+  The entering one drives as fast as those did on average, and not faster than the gaps of the intelligent driver model allow
+  (Treiber, Hennecke, Helbing, 2000); if that is less than half as fast, or it would cut off someone behind or appear near the
+  ego, it waits.
 
 Borders open every `ticks` steps, when the learned world decides. A place is empty for one such interval at least: whoever
 enters is nobody's continuation, and nothing draws or measures a jump from one road user to the other.
@@ -152,7 +153,9 @@ def leaves(state: State, due: Tensor) -> Tensor:
     place, heading = state.position[row, agent, :2], state.heading[row, agent]
     ends = state.memory["border_exit"][row]
     past = to_local(place[:, None], ends[..., :2], ends[..., 2])
-    within = (past[..., 0] > PAST_END) & (past[..., 0] < BEYOND) & (past[..., 1].abs() < 0.5 * scene.lane_width[row].clamp(min=3.5))
+    within = (
+        (past[..., 0] > PAST_END) & (past[..., 0] < BEYOND) & (past[..., 1].abs() < 0.5 * scene.lane_width[row].clamp(min=3.5))
+    )
     along = wrap_angle(heading[:, None] - ends[..., 2]).abs() < SAME_WAY
     through = (within & along & state.memory["border_exit_valid"][row]).any(-1) & (scene.kind[row, agent] != AgentKind.PEDESTRIAN)
     through = through.index_put((through,), ~_on_lane(scene, row[through], place[through]))
@@ -271,7 +274,7 @@ def _traffic(scene: Scene, entry: Tensor, allowed: Tensor, limit: Tensor) -> tup
 
 
 def _try_entry(state: State, queue: Tensor, draw: int) -> tuple[State, Tensor]:
-    """Draw one of the `queue` (B, A) of each scene an entrance; return the state with it there if there is room, and who (B, A)."""
+    """Draw one of the `queue` (B, A) of each scene an entrance; return the state with it there, if there is room, and who."""
     scene, memory, row = state.scene, state.memory, torch.arange(len(state))
     chance = lambda count, which: hashed_uniform(  # noqa: E731
         state.key[:, None], state.step[:, None], torch.tensor(BORDER_CHANNEL + 2 * draw + which), torch.arange(count)

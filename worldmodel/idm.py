@@ -72,14 +72,15 @@ class IdmWorld:
 
     @torch.no_grad()
     def enter(self, state: State, who: Tensor) -> State:
-        """Return the state in which agents `who` (B, A) bool begin anew where they are: lane, way, wanted speed (`borders.py`)."""
+        """Return the state in which agents `who` (B, A) bool begin anew where they are: lane, way, wanted speed."""
         rows = who.any(dim=1).nonzero()[:, 0]
         fresh, memory = self._ways(state.take(rows)), dict(state.memory)
         widest = max(fresh["path_valid"].shape[-1], memory["path_valid"].shape[-1])
         for name, value in fresh.items():
             held = memory[name]
             if name in ("path", "path_valid"):  # ways are as long as the longest of them
-                held, value = (torch.cat((x, x.new_zeros(*x.shape[:2], widest - x.shape[2], *x.shape[3:])), 2) for x in (held, value))
+                grow = lambda x: torch.cat((x, x.new_zeros(*x.shape[:2], widest - x.shape[2], *x.shape[3:])), dim=2)  # noqa: E731
+                held, value = grow(held), grow(value)
             chosen = who[rows].reshape(*value.shape[:2], *[1] * (value.ndim - 2))
             memory[name] = held.index_copy(0, rows, torch.where(chosen, value, held[rows]))
         return replace(state, memory=memory)
