@@ -10,7 +10,7 @@ the first ten seconds are held against those of the last ten:
 - off-road: the share of vehicles with their middle beyond the road's edge, where the map has edges.
 
 Counted are road users that can move, without the ego: it stays in the scene wherever it goes, so it may drive off the map, and
-nobody takes its place.
+nobody takes its place. Open borders clear away whoever stands in a collision for some seconds; that collision has been counted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ..renderers.distributions import draw_curves
-from ..worldmodel.borders import OpenBorders, in_known_area
+from ..worldmodel.borders import OpenBorders, in_known_area, touching
 from ..worldmodel.data import SceneDataset
 from ..worldmodel.files import write_csv
-from ..worldmodel.geometry import box_corners, boxes_overlap, signed_distance_to_edges
+from ..worldmodel.geometry import signed_distance_to_edges
 from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import Simulator
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
@@ -129,20 +129,6 @@ def endure(world: Simulator, scene: Scene, args: Endurance, generator: torch.Gen
 def _counted(state: State) -> Tensor:
     """Who (B, A) counts at this moment."""
     return movable(state) & in_known_area(state)
-
-
-def touching(state: State) -> Tensor:
-    """Return who (B, A) overlaps anybody or anything, seen from above."""
-    size, valid = state.scene.size, state.valid
-    corners, reach = box_corners(state.position, state.heading, size), 0.5 * size[..., :2].norm(dim=-1)
-    apart = (state.position[:, :, None, :2] - state.position[:, None, :, :2]).norm(dim=-1)
-    near = (apart < reach[:, :, None] + reach[:, None]) & valid[:, :, None] & valid[:, None]
-    row, one, other = near.triu(1).nonzero(as_tuple=True)
-    hit = boxes_overlap(corners[row, one], corners[row, other])
-    row, one, other = row[hit], one[hit], other[hit]
-    found = torch.zeros_like(valid)
-    found[row, one], found[row, other] = True, True
-    return found
 
 
 def _off_road(state: State, counted: Tensor) -> tuple[int, int]:

@@ -87,6 +87,24 @@ def test_who_has_gone_far_from_everything_leaves():
     assert again.position[0, PEDESTRIAN, 1] < 0
 
 
+def test_who_stands_in_a_collision_is_cleared_away():
+    """The leader came to stand in the neighbour's box; the same boxes that overlap since the start are left alone."""
+    scene, world = straight_road(), OpenBorders(ConstantVelocityWorld())
+    start = world.reset(scene, keys(1))
+    position, velocity = start.position.clone(), start.velocity.clone()
+    position[0, LEADER] = torch.tensor([40.0, 3.5, 0.75])
+    position[0, NEIGHBOUR] = torch.tensor([42.0, 3.5, 0.75])
+    velocity[0, [LEADER, NEIGHBOUR]] = 0.0
+    states = run(world, scene, 40, replace(start, position=position, velocity=velocity))
+    valid = torch.stack([state.valid[0, [LEADER, NEIGHBOUR]] for state in states])
+    assert valid[:30].all()
+    assert not valid[30:35].any()
+    logged = scene.position.clone()
+    logged[0, :, 10] = position[0]
+    since = run(world, replace(scene, position=logged), 40, replace(states[0], scene=replace(scene, position=logged)))
+    assert since[-1].valid[0, [LEADER, NEIGHBOUR]].all()
+
+
 def test_entrances_are_the_ends_of_the_map_and_where_the_log_saw_somebody_come():
     scene = straight_road()
     lines = scene.polyline_kind.shape[1]

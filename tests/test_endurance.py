@@ -19,9 +19,9 @@ from worldloop.agents.endurance import (
     quantile,
     run_endurance,
     summarise,
-    touching,
     wasserstein,
 )
+from worldloop.worldmodel.borders import touching
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.world import ConstantVelocityWorld, logged_state
 

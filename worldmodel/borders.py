@@ -6,6 +6,8 @@ who enters are rules, none of it is learned:
 
 - Whoever has driven past the end of a lane that nothing follows, or is farther than `FAR` from everything that the map or the log
   knows, leaves. The ego and objects never do.
+- Vehicles and cyclists that stand in a collision are cleared away after `WRECK_SECONDS`, else the first crash closes a road for
+  good. SUMO does likewise, and at once (its default `--collision.action teleport`). Boxes that overlap in the log already stay.
 - Each leaving is answered by one entry of a road user of the same kind and size, as soon as there is room: the number of road
   users stays that of the log, as in ring roads and other closed systems of traffic research (Treiber, Kesting, Traffic Flow
   Dynamics, 2013); demand by entrance follows what the log shows there.
@@ -31,10 +33,10 @@ from torch import Tensor
 
 from .behavior import hashed_uniform, unit
 from .dynamics import IntelligentDriver, Motion
-from .geometry import polyline_direction, to_local, wrap_angle
+from .geometry import box_corners, boxes_overlap, polyline_direction, to_local, wrap_angle
 from .idm import IdmWorld
 from .raster import distance_to_segment
-from .scene import HISTORY_STEPS, AgentKind, LaneLinkKind, PolylineKind, Scene
+from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene
 from .world import LearnedWorld, ReplayWorld, State, World, movable
 
 FAR = 15.0
@@ -51,6 +53,9 @@ NEAR = 30.0
 
 STANDING = 0.5
 """m/s below which a road user neither leaves nor tells how fast traffic is."""
+
+WRECK_SECONDS = 3.0
+"""How long a vehicle stands in a collision before it is cleared away."""
 
 CLEAR_OF_EGO = 25.0
 """Metres around the ego in which nobody appears."""
@@ -84,8 +89,8 @@ class OpenBorders:
 
     What is remembered stands in `State.memory`: `border_entry` (B, E, 4) x, y, z of the ground and heading of the entrances,
     `border_weight` and `border_speed` (B, E, 3) by kind, `border_exit` (B, L, 3) end and direction of lanes that nothing follows
-    and `border_exit_valid` (B, L), `border_place` (B, A) bool who may leave, `border_entries` (B, A) int64 how often a place has
-    been taken again.
+    and `border_exit_valid` (B, L), `border_place` (B, A) bool who may leave, `border_wreck` (B, A) int64 steps that each has
+    stood in a collision, `border_entries` (B, A) int64 how often a place has been taken again.
     """
 
     def __init__(self, world: World) -> None:
@@ -112,6 +117,7 @@ class OpenBorders:
             "border_exit": ends,
             "border_exit_valid": ends_valid,
             "border_place": movable(state),
+            "border_wreck": torch.zeros(state.valid.shape, dtype=torch.int64),
             "border_entries": torch.zeros(state.valid.shape, dtype=torch.int64),
         }
         return replace(state, memory=state.memory | memory)
@@ -122,8 +128,11 @@ class OpenBorders:
         state = self.world.step(state, ego)
         due = (state.step % self.ticks == 0)[:, None]
         waiting = state.memory["border_place"] & ~state.valid & due
-        leaving = leaves(state, due)
-        state = replace(state, valid=state.valid & ~leaving, simulated=state.simulated & ~leaving)
+        held = state.memory["border_wreck"]
+        wreck = torch.where(due, (held + self.ticks) * wrecked(state), held)
+        stays = state.valid & ~(leaves(state, due) | (due & (wreck * TIME_STEP >= WRECK_SECONDS)))
+        memory = state.memory | {"border_wreck": wreck}
+        state = replace(state, memory=memory, valid=stays, simulated=state.simulated & stays)
         return self._admit(state, waiting) if waiting.any() else state
 
     def _admit(self, state: State, waiting: Tensor) -> State:
@@ -141,6 +150,29 @@ class OpenBorders:
         if isinstance(self.world, IdmWorld) and entered.any():
             state = self.world.enter(state, torch.zeros_like(waiting).index_copy(0, rows, entered))
         return state
+
+
+def wrecked(state: State) -> Tensor:
+    """Return which vehicles and cyclists (B, A) stand in a collision to which they have driven."""
+    scene = state.scene
+    shift = (state.position - scene.position[:, :, HISTORY_STEPS])[..., :2].norm(dim=-1)
+    driven = (shift > 1.0) | (state.memory["border_entries"] > 0)
+    may = state.memory["border_place"] & (scene.kind != AgentKind.PEDESTRIAN) & driven
+    return may & (state.velocity.norm(dim=-1) < STANDING) & touching(state)
+
+
+def touching(state: State) -> Tensor:
+    """Return who (B, A) overlaps anybody or anything, seen from above."""
+    size, valid = state.scene.size, state.valid
+    corners, reach = box_corners(state.position, state.heading, size), 0.5 * size[..., :2].norm(dim=-1)
+    apart = (state.position[:, :, None, :2] - state.position[:, None, :, :2]).norm(dim=-1)
+    near = (apart < reach[:, :, None] + reach[:, None]) & valid[:, :, None] & valid[:, None]
+    row, one, other = near.triu(1).nonzero(as_tuple=True)
+    hit = boxes_overlap(corners[row, one], corners[row, other])
+    row, one, other = row[hit], one[hit], other[hit]
+    found = torch.zeros_like(valid)
+    found[row, one], found[row, other] = True, True
+    return found
 
 
 def leaves(state: State, due: Tensor) -> Tensor:
