@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +81,14 @@ BORDER_CHANNEL = 4_000_000
 """Keeps these random numbers apart from those that others draw from the same key."""
 
 
+class DrivingWorld(World, Protocol):
+    """A world that can drive the ego as well: with None it is one of the agents that the world moves."""
+
+    def step(self, state: State, ego: Motion | None) -> State:
+        """See `World.step`."""
+        ...
+
+
 class OpenBorders:
     """A world whose road users leave and are followed by others; satisfies `World` and `open_loop.Simulator`.
 
@@ -93,7 +102,7 @@ class OpenBorders:
     stood in a collision, `border_entries` (B, A) int64 how often a place has been taken again.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: DrivingWorld) -> None:
         if isinstance(world, ReplayWorld):
             raise ValueError("found log replay, in which road users come and go as logged: open the borders of another world")
         self.world = world
