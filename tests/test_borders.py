@@ -141,7 +141,7 @@ def busy_roads() -> Scene:
 
 @pytest.mark.parametrize("inner", INNER, ids=lambda world: type(world).__name__)
 def test_what_holds_whatever_happens(inner):
-    states = run(OpenBorders(inner), busy_roads(), 400)
+    states = run(OpenBorders(inner), busy_roads(), 250)
     entries = states[-1].memory["border_entries"]
     assert entries.sum() > 0
     assert (entries[:, [EGO, CONE]] == 0).all()
@@ -164,14 +164,14 @@ def test_what_holds_whatever_happens(inner):
 @pytest.mark.parametrize("inner", INNER, ids=lambda world: type(world).__name__)
 def test_rows_are_alone_and_runs_are_the_same_again(inner):
     scenes, world = busy_roads(), OpenBorders(inner)
-    together = run(world, scenes, 250)
+    together = run(world, scenes, 200)
     assert together[-1].memory["border_entries"].sum() > 0
-    again = run(world, scenes, 250)[-1]
+    again = run(world, scenes, 200)[-1]
     torch.testing.assert_close(again.position, together[-1].position, rtol=0, atol=0)
     assert torch.equal(again.valid, together[-1].valid)
-    for row in range(len(scenes)):
+    for row in (0, 3):
         state = world.reset(scenes.take([row]), keys(4)[row : row + 1])
-        for _ in range(250):
+        for _ in range(200):
             state = world.step(state, None)
         assert torch.equal(state.valid, together[-1].valid[row : row + 1])
         torch.testing.assert_close(state.position, together[-1].position[row : row + 1], rtol=0, atol=1e-3)
@@ -179,7 +179,7 @@ def test_rows_are_alone_and_runs_are_the_same_again(inner):
 
 def test_a_learned_entrant_remembers_nothing_of_who_had_its_place():
     world, scenes = OpenBorders(LearnedWorld(tiny_model())), busy_roads()
-    states = run(world, scenes, 400)
+    states = run(world, scenes, 250)
     found = 0
     for before, after in zip(states[:-1], states[1:], strict=True):
         enters = after.valid & ~before.valid
