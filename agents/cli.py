@@ -50,6 +50,7 @@ COMMANDS = {
         ".counterfactual", "Counterfactual", "run_counterfactual", "do others answer the ego as in SUMO; tables, pictures"
     ),
     "calibrate": Command(".calibrate", "Calibrate", "run_calibrate", "how unsure the learned world is: fit it to logs, check it"),
+    "endurance": Command(".endurance", "Endurance", "run_endurance", "whether a minute of traffic ends as it began; curves"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),

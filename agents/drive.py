@@ -18,6 +18,7 @@ from ..envs.scenarios import SHIPPED_SCENES
 from ..envs.vector import TRAIL_STEPS, open_world
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
+from ..worldmodel.borders import OpenBorders
 from ..worldmodel.data.shards import DataError, SceneDataset
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.run import dated_folder, require_free, whole_run
@@ -55,7 +56,8 @@ class Rollout:
     """Who drives: random, constant, replay, idm, or your own as module:attribute, an object or class with
     act(observation, state) that returns accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
     world: str = "learned"
-    """Who moves the others: learned, replay (the log), constant_velocity, or sumo (generated scenes only)."""
+    """Who moves the others: learned, learned_open (the same, road users leave and enter: for minutes), replay (the log),
+    constant_velocity, or sumo (generated scenes only)."""
     scenes: str = "demo"
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
     here)."""
@@ -164,9 +166,10 @@ def _run(command: str, args: Rollout) -> int:
 def _open_world(args: Rollout) -> World:
     if args.weights is None:
         return open_world(args.world)
-    if args.world != "learned":
+    if args.world not in ("learned", "learned_open"):
         raise ValueError(f"--weights {args.weights} is for the learned world, found --world {args.world}: leave one of them out")
-    return LearnedWorld.from_pretrained(args.weights)
+    world = LearnedWorld.from_pretrained(args.weights)
+    return OpenBorders(world) if args.world == "learned_open" else world
 
 
 def _check_horizon(horizon: int, scenes: SceneDataset, name: str, world: World, console: Console) -> None:

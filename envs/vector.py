@@ -45,8 +45,15 @@ def _sumo_world() -> World:
     return SumoWorld()
 
 
+def _learned_open_world() -> World:
+    from ..worldmodel.borders import OpenBorders  # needed for long rollouts alone
+
+    return OpenBorders(LearnedWorld.from_pretrained())
+
+
 WORLDS: dict[str, Callable[[], World]] = {
     "learned": LearnedWorld.from_pretrained,
+    "learned_open": _learned_open_world,
     "replay": ReplayWorld,
     "constant_velocity": ConstantVelocityWorld,
     "sumo": _sumo_world,

@@ -1,4 +1,4 @@
-"""Histograms as pictures: what several worlds do, held against what a recording shows."""
+"""Histograms and curves as pictures: what several worlds do, held against what a recording shows."""
 
 from __future__ import annotations
 
@@ -40,6 +40,36 @@ def draw_distribution(
         axis.set_xticks([0, 1], ["no", "yes"])
     axis.grid(alpha=0.3)
     axis.legend()
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    pyplot.close(figure)
+
+
+def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float | None]]], seconds: Sequence[float]) -> None:
+    """Draw how figures go over time into a PNG: one panel for each figure, one line for each world.
+
+    Args:
+        path: of the PNG, which appears whole or not at all.
+        panels: values by figure and world, each as long as `seconds`; None where there is none. At most six worlds.
+        seconds: places on the axis of time.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(panels), figsize=(7.2, 2.1 * len(panels)), sharex=True, layout="constrained", squeeze=False
+    )
+    for axis, (name, worlds) in zip(axes[:, 0], panels.items(), strict=True):
+        for (world, values), colour, style in zip(worlds.items(), LINES, STYLES, strict=False):
+            shown = [float("nan") if value is None else value for value in values]
+            axis.plot(seconds, shown, color=colour, linestyle=style, linewidth=1.6, label=world)
+        axis.set_title(name, fontsize="medium", loc="left")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize="small", ncols=2)
+    axes[-1, 0].set_xlabel("s")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)

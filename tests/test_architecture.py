@@ -24,7 +24,7 @@ WORLDMODEL_RANK = {
     **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),
     "world": 4,
     **dict.fromkeys(("open_loop", "idm", "sumo_world"), 5),
-    "sumo": 6,
+    **dict.fromkeys(("sumo", "borders"), 6),
 }
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
 

@@ -68,6 +68,26 @@ class IdmWorld:
     def reset(self, scenes: Scene, key: Tensor) -> State:
         """See `World.reset`."""
         state = logged_state(scenes, key)
+        return replace(state, memory=self._ways(state))
+
+    @torch.no_grad()
+    def enter(self, state: State, who: Tensor) -> State:
+        """Return the state in which agents `who` (B, A) bool begin anew where they are: lane, way, wanted speed."""
+        rows = who.any(dim=1).nonzero()[:, 0]
+        fresh, memory = self._ways(state.take(rows)), dict(state.memory)
+        widest = max(fresh["path_valid"].shape[-1], memory["path_valid"].shape[-1])
+        for name, value in fresh.items():
+            held = memory[name]
+            if name in ("path", "path_valid"):  # ways are as long as the longest of them
+                grow = lambda x: torch.cat((x, x.new_zeros(*x.shape[:2], widest - x.shape[2], *x.shape[3:])), dim=2)  # noqa: E731
+                held, value = grow(held), grow(value)
+            chosen = who[rows].reshape(*value.shape[:2], *[1] * (value.ndim - 2))
+            memory[name] = held.index_copy(0, rows, torch.where(chosen, value, held[rows]))
+        return replace(state, memory=memory)
+
+    def _ways(self, state: State) -> dict[str, Tensor]:
+        """What everyone has to remember who begins to drive at this moment."""
+        scenes, key = state.scene, state.key + state.step
         lane, in_lane = _present_lane(state)
         lanes = _lanes_ahead(scenes, lane, in_lane, key)
         path, valid = _path(state, lanes)
@@ -76,7 +96,7 @@ class IdmWorld:
         parked = (speed < STANDING) & (~in_lane | (offset.abs() > PARKED_OFFSET))
         stop = project_on_polyline(scenes.signal_position[:, None, :, :2].expand(*arc.shape, -1, 2), path, valid)[0]
         bound = (lanes[..., None] == scenes.signal_lane[:, None, None]).any(2)
-        memory = {
+        return {
             "path": path,
             "path_valid": valid,
             "arc": arc,
@@ -86,7 +106,6 @@ class IdmWorld:
             "wanted": torch.where(parked, 0.0, _wanted_speed(scenes, lane, in_lane, speed, key)),
             "stop_arc": torch.where(bound, stop, -torch.inf),
         }
-        return replace(state, memory=memory)
 
     @torch.no_grad()
     def step(self, state: State, ego: Motion | None) -> State:
