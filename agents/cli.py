@@ -44,6 +44,9 @@ COMMANDS = {
     "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
+    "train signals": Command(
+        "..worldmodel.train_signals", "Args", "main", "train the network that lets signals go on after the log"
+    ),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
     "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),

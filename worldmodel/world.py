@@ -20,14 +20,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .behavior import Agents, BehaviorModel, Cache, MapMemory, sample_tokens
+from .behavior import Agents, BehaviorModel, Cache, MapMemory, hashed_uniform, sample_tokens
 from .dynamics import Motion
 from .files import write_tensors
 from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
+from .signals import ADVANCED, SignalModel, signal_ages, signal_places
 
 STATE_VERSION = 1
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
+SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
 
 TEMPERATURE, TOP_P = 1.0, 0.8
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
@@ -203,14 +205,16 @@ class LearnedWorld:
     """Others are predicted by the behaviour model, which sees what the ego has really done.
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
-    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log
-    and hold their last state beyond its end.
+    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log;
+    beyond its end the network `signals` lets them go on, without one they hold their last state.
     """
 
-    def __init__(self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P):
+    def __init__(
+        self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P, signals: SignalModel | None = None
+    ):
         if temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
-        self.model, self.temperature, self.top_p = model.eval(), temperature, top_p
+        self.model, self.temperature, self.top_p, self.signals = model.eval(), temperature, top_p, signals
 
     @classmethod
     def from_pretrained(
@@ -221,7 +225,8 @@ class LearnedWorld:
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
         """
-        return cls(BehaviorModel.from_pretrained(SHIPPED_WEIGHTS if folder is None else Path(folder)), temperature, top_p)
+        model = BehaviorModel.from_pretrained(SHIPPED_WEIGHTS if folder is None else Path(folder))
+        return cls(model, temperature, top_p, SignalModel.from_pretrained(SHIPPED_SIGNALS))
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
@@ -248,6 +253,8 @@ class LearnedWorld:
         memory = {f"map_{name}": getattr(map_memory, name) for name in ("keys", "values", "centre", "reach")}
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
+        past = torch.stack([logged_signals(scenes, state.step - ago)[0] for ago in range(HISTORY_STEPS, -1, -1)], dim=-1)
+        memory |= dict(zip(("signal_age", "signal_known"), signal_ages(past), strict=True))
         return replace(state, memory=memory)
 
     @torch.no_grad()
@@ -264,7 +271,31 @@ class LearnedWorld:
         moving = movable(state, ego is None)
         place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
         position = torch.where(moving[..., None], place, state.position)
-        return after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        following = after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        return following if self.signals is None else self._change_signals(self.signals, state, following)
+
+    def _change_signals(self, model: SignalModel, before: State, after: State) -> State:
+        """Return the state `after` with the signals whose log is over as the network lets them go on from `before`."""
+        scene, ticks, age, known = (
+            after.scene,
+            model.config.decision_ticks,
+            before.memory["signal_age"],
+            before.memory["signal_known"],
+        )
+        over = (HISTORY_STEPS + after.step)[:, None] > torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
+        shown = torch.where(over, before.signal_state, after.signal_state)
+        due = (over.any(-1) & (after.step % ticks == 0)).nonzero()[:, 0]
+        if len(due):
+            number = torch.arange(shown.shape[1])
+            given = hashed_uniform(after.key[due, None], after.step[due, None], number, torch.tensor(-1))
+            known_since = (age[due] - ticks + 1).clamp(min=0)  # it decides at once what the next `ticks` bring
+            moved = model(
+                signal_places(scene)[due], before.signal_state[due], known_since, known[due], before.signal_valid[due], given
+            )
+            shown[due] = torch.where(over[due] & moved, ADVANCED[shown[due]], shown[due])
+        changed = shown != before.signal_state
+        memory = {"signal_age": torch.where(changed, 0, age + 1), "signal_known": known | changed}
+        return replace(after, signal_state=shown, memory=after.memory | memory)
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""
