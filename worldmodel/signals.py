@@ -1,7 +1,7 @@
-"""How signals go on where the log ends: a small network decides every half second which of them advance, GO -> CAUTION -> STOP -> GO.
+"""How signals go on where the log ends: a small network decides every half second which advance, GO -> CAUTION -> STOP -> GO.
 
-What a signal does depends on what it shows, for how long (and whether its beginning was seen), on the others, relative to itself, and
-on what those before it have just decided: one decides after another, so that conflicting approaches do not turn green at once.
+What a signal does depends on what it shows, for how long (and whether its beginning was seen), on the others, relative to itself,
+and on what those before it have just decided: one decides after another, so that no two that conflict turn green at once.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Exchange(nn.Module):
         self.message, self.update = nn.Linear(width, width + 1), nn.Sequential(nn.Linear(3 * width, width), nn.GELU())
 
     def pairs(self, own: Tensor, geometry: Tensor) -> Tensor:
+        """Return the inputs (B, S, S, W) of pairs from all signals' own (B, S, W) and their geometry (B, S, S, 8)."""
         return self.receiver(own)[:, :, None] + self.sender(own)[:, None] + self.pair(geometry)
 
     def forward(self, own: Tensor, pair: Tensor, seen: Tensor) -> Tensor:
@@ -68,6 +69,8 @@ class Exchange(nn.Module):
 
 
 class SignalModel(nn.Module):
+    """See the module's text."""
+
     def __init__(self, config: SignalConfig):
         super().__init__()
         self.config, self.own = config, nn.Linear(len(SignalState) + 2 * len(AGES) + 1 + 2 * len(SCALES), config.width)

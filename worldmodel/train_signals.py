@@ -29,8 +29,8 @@ SURE = 0.999
 
 CARD = """# Signals of the learned world
 
-Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters. Written by
-`worldloop train signals`; the docstring of `worldloop.worldmodel.signals` describes the network.
+Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters. Written
+by `worldloop train signals`; the docstring of `worldloop.worldmodel.signals` describes the network.
 
 Recipe: `{arguments}`. Trained on SUMO signals alone; fixed and actuated programs, no recorded ones.
 
@@ -40,8 +40,8 @@ On {scenes:.0f} scenes that were held out ({rows:.0f} of them long enough to run
 |---|---|---|
 {table}
 
-Durations are those of phases seen whole. Conflicts: pairs of signals whose straight ways cross (headings 60 to 120 degrees apart).
-One approach: stop points within 10 m, headings within 20 degrees, the same shown before.
+Durations are those of phases seen whole. Conflicts: pairs of signals whose straight ways cross (headings 60 to 120 degrees
+apart). One approach: stop points within 10 m, headings within 20 degrees, the same shown before.
 
 Negative log likelihood of the next half second, nats a signal (lower is better): learned {nll:.4f}, each state's constant
 hazard {hazard_nll:.4f}, frozen (probability {sure} of no change) {frozen_nll:.4f}.
@@ -56,8 +56,8 @@ class Args:
     """
 
     data: tuple[str, ...]
-    """Folders of training scenes; long ones (`worldloop data generate --steps 611`) teach how long red takes. `FOLDER=2` draws from
-    it twice as often, `FOLDER:GLOB` takes the scenes with such an id."""
+    """Folders of training scenes; long ones (`worldloop data generate --steps 611`) teach how long red takes. `FOLDER=2` draws
+    from it twice as often, `FOLDER:GLOB` takes the scenes with such an id."""
     validation: tuple[str, ...]
     """Folders of scenes that are never trained on; those of 30 s and more serve for running freely."""
     out: Path
@@ -157,15 +157,15 @@ def likelihoods(model: SignalModel, logs: Sequence[Log], hazard: Tensor) -> dict
         times = range(HISTORY_STEPS, log.state.shape[1] - ticks, 4 * ticks)
         batch = batch_of([(log, 0, now, torch.arange(len(log.place))) for now in times], ticks)
         advanced, state = batch["advanced"][batch["counts"]], batch["state"][batch["counts"]]
-        said = lambda chance: torch.where(advanced, chance, 1 - chance).log().neg()  # noqa: E731
-        frozen = said(torch.full(state.shape, 1 - SURE))
-        found.append(torch.stack((losses(model, batch), said(hazard[state]), frozen)))
+        chances = torch.stack((hazard[state], torch.full(state.shape, 1 - SURE)))
+        baselines = torch.where(advanced, chances, 1 - chances).log().neg()
+        found.append(torch.cat((losses(model, batch)[None], baselines)))
     return dict(zip(("nll", "hazard_nll", "frozen_nll"), torch.cat(found, dim=1).mean(1).tolist(), strict=True))
 
 
 @torch.no_grad()
 def run_free(model: SignalModel, logs: Sequence[Log], steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the states (S, steps / ticks + 1) of each log from the present on, one each decision, as the learned world runs them."""
+    """Return the states (S, steps / ticks + 1) of each log from the present on, one each decision, run freely."""
     ticks, pad = model.config.decision_ticks, torch.nn.utils.rnn.pad_sequence
     past = pad([log.state[:, : HISTORY_STEPS + 1] for log in logs], batch_first=True)
     place, valid = (
@@ -254,7 +254,9 @@ def plot(examples: Sequence[tuple[Tensor, Tensor]], seconds: float, path: Path) 
     for column, pair in enumerate(examples):
         for axis, shown, name in zip(axes[:, column], pair, ("SUMO", "learned"), strict=True):
             extent = (0.0, shown.shape[1] * seconds, len(shown) - 0.5, -0.5)
-            axis.imshow(shown, cmap=ListedColormap(colours), vmin=0, vmax=3, aspect="auto", interpolation="none", extent=extent)
+            axis.imshow(
+                shown.numpy(), cmap=ListedColormap(colours), vmin=0, vmax=3, aspect="auto", interpolation="none", extent=extent
+            )
             axis.hlines(torch.arange(len(shown) - 1) + 0.5, *extent[:2], color="white", linewidth=1.5)
             axis.set(title=f"{name}, held-out scene {column + 1}", xlabel="seconds after the present", ylabel="signal")
     figure.legend(handles=[Patch(color=colours[s], label=s.name) for s in SHOWN], loc="outside lower center", ncols=3)
