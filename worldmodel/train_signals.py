@@ -29,8 +29,8 @@ SURE = 0.999
 
 CARD = """# Signals of the learned world
 
-Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters. Written
-by `worldloop train signals`; `worldloop.worldmodel.signals` describes it.
+Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters.
+Written by `worldloop train signals`; `worldloop.worldmodel.signals` describes it.
 
 Recipe: `{arguments}`. Trained on SUMO signals alone; fixed and actuated programs, no recorded ones.
 
