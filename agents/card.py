@@ -72,7 +72,8 @@ No weights or numbers come from the validation scenes, but for the choice of the
 {uncertainty}
 
 ## Limits
-Nobody enters or leaves during a rollout. Signals follow the log. Where a map has no lanes (PandaSet) road users keep to what they
+Nobody enters or leaves during a rollout. Signals follow the log, and a network of
+their own beyond its end. Where a map has no lanes (PandaSet) road users keep to what they
 see of each other and of the lane markings. Real data are few and all from the United States.
 """
 

@@ -45,6 +45,9 @@ COMMANDS = {
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "scaling": Command(".scaling", "Scaling", "run_scaling", "what a larger network or more data gives; fits, a picture"),
+    "train signals": Command(
+        "..worldmodel.train_signals", "Args", "main", "train the network that lets signals go on after the log"
+    ),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
     "counterfactual": Command(
         ".counterfactual", "Counterfactual", "run_counterfactual", "do others answer the ego as in SUMO; tables, pictures"

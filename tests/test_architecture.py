@@ -20,7 +20,7 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 WORLDMODEL_RANK = {
     **dict.fromkeys(("files", "geometry"), 0),
     **dict.fromkeys(("run", "scene", "networks"), 1),
-    **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "uncertainty"), 2),
+    **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
     **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),
     "world": 4,
     **dict.fromkeys(("open_loop", "idm", "sumo_world"), 5),

@@ -155,6 +155,7 @@ class OpenBorders:
         memory = few.memory | {"border_entries": few.memory["border_entries"] + entered.long()}
         if "cache_valid" in memory:  # the learned world's memory of who had the place before
             memory["cache_valid"] = memory["cache_valid"] & ~entered[..., None]
+            memory["spread"] = memory["spread"].masked_fill(entered[..., None], 0.0)
         state = state.put(rows, replace(few, memory=memory))
         if isinstance(self.world, IdmWorld) and entered.any():
             state = self.world.enter(state, torch.zeros_like(waiting).index_copy(0, rows, entered))

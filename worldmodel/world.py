@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .behavior import Agents, BehaviorModel, Cache, MapMemory, sample_tokens
+from .behavior import Agents, BehaviorModel, Cache, MapMemory, hashed_uniform, sample_tokens
 from .dynamics import Motion
 from .files import write_tensors
 from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
+from .signals import ADVANCED, SignalModel, signal_ages, signal_places
 
 if TYPE_CHECKING:
     from .uncertainty import Calibration
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 STATE_VERSION = 2
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
+SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
 
 TEMPERATURE, TOP_P = 1.0, 0.8
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
@@ -209,19 +211,25 @@ class LearnedWorld:
     """Others are predicted by the behaviour model, which sees what the ego has really done.
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
-    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves. Signals follow the log
-    and hold their last state beyond its end. Without a `calibration` (`calibrated` is False) the uncertainty is the spread of
-    what the model thinks possible: it ranks, but is not the size of the error.
+    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves (`OpenBorders` lets
+    them). Signals follow the log; beyond its end the network `signals` lets them go on, without one they hold their last state.
+    Without a `calibration` (`calibrated` is False) the uncertainty is the spread of what the model thinks possible: it ranks,
+    but is not the size of the error.
     """
 
     def __init__(
-        self, model: BehaviorModel, temperature: float = TEMPERATURE, top_p: float = TOP_P, calibration: Calibration | None = None
+        self,
+        model: BehaviorModel,
+        temperature: float = TEMPERATURE,
+        top_p: float = TOP_P,
+        calibration: Calibration | None = None,
+        signals: SignalModel | None = None,
     ):
         from .uncertainty import Calibration  # what it computes is no part of the loop
 
         if temperature <= 0 or not 0 < top_p <= 1:
             raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
-        self.model, self.temperature, self.top_p = model.eval(), temperature, top_p
+        self.model, self.temperature, self.top_p, self.signals = model.eval(), temperature, top_p, signals
         self.calibration, self.calibrated = calibration or Calibration(), calibration is not None
 
     @classmethod
@@ -236,7 +244,8 @@ class LearnedWorld:
         from .uncertainty import Calibration
 
         place = SHIPPED_WEIGHTS if folder is None else Path(folder)
-        return cls(BehaviorModel.from_pretrained(place), temperature, top_p, Calibration.load(place))
+        signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
+        return cls(BehaviorModel.from_pretrained(place), temperature, top_p, Calibration.load(place), signals)
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
@@ -264,6 +273,8 @@ class LearnedWorld:
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
         memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
+        past = torch.stack([logged_signals(scenes, state.step - ago)[0] for ago in range(HISTORY_STEPS, -1, -1)], dim=-1)
+        memory |= dict(zip(("signal_age", "signal_known"), signal_ages(past), strict=True))
         return replace(state, memory=memory)
 
     @torch.no_grad()
@@ -284,7 +295,31 @@ class LearnedWorld:
         before, after = state.memory["spread"].unbind(-1)
         spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
         error = self.calibration.error(spread, following.step[:, None] * TIME_STEP)
-        return replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
+        following = replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
+        return following if self.signals is None else self._change_signals(self.signals, state, following)
+
+    def _change_signals(self, model: SignalModel, before: State, after: State) -> State:
+        """Return the state `after` with the signals whose log is over as the network lets them go on from `before`."""
+        scene, ticks, age, known = (
+            after.scene,
+            model.config.decision_ticks,
+            before.memory["signal_age"],
+            before.memory["signal_known"],
+        )
+        over = (HISTORY_STEPS + after.step)[:, None] > torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
+        shown = torch.where(over, before.signal_state, after.signal_state)
+        due = (over.any(-1) & (after.step % ticks == 0)).nonzero()[:, 0]
+        if len(due):
+            number = torch.arange(shown.shape[1])
+            given = hashed_uniform(after.key[due, None], after.step[due, None], number, torch.tensor(-1))
+            known_since = (age[due] - ticks + 1).clamp(min=0)  # it decides at once what the next `ticks` bring
+            moved = model(
+                signal_places(scene)[due], before.signal_state[due], known_since, known[due], before.signal_valid[due], given
+            )
+            shown[due] = torch.where(over[due] & moved, ADVANCED[shown[due]], shown[due])
+        changed = shown != before.signal_state
+        memory = {"signal_age": torch.where(changed, 0, age + 1), "signal_known": known | changed}
+        return replace(after, signal_state=shown, memory=after.memory | memory)
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""

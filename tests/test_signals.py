@@ -1,0 +1,118 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from models import tiny_model
+from scenes import several_roads, straight_road
+from test_world import run, same
+from worldloop.worldmodel.data.shards import ShardWriter
+from worldloop.worldmodel.scene import HISTORY_STEPS, SignalState, stack
+from worldloop.worldmodel.signals import ADVANCED, SignalConfig, SignalModel, signal_ages, signal_places
+from worldloop.worldmodel.train_signals import Args, crossing_pairs, durations, main
+from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld
+
+
+def lively():
+    torch.manual_seed(0)
+    model = SignalModel(SignalConfig(width=8)).eval()
+    torch.nn.init.constant_(model.head[1].bias, -1.5)
+    return model
+
+
+WORLD = LearnedWorld(tiny_model(), signals=lively())
+
+
+def shown(scenes, steps, key=None):
+    states = [WORLD.reset(scenes, torch.arange(len(scenes)) if key is None else key)]
+    for _ in range(steps):
+        states.append(run(WORLD, scenes, 1, state=states[-1]))
+    return torch.stack([state.signal_state for state in states], dim=-1), states[-1]
+
+
+def test_within_the_log_they_follow_it_and_beyond_they_change_in_order():
+    scenes = several_roads(3)
+    scenes = replace(scenes, signal_valid=scenes.signal_valid & (torch.arange(scenes.steps) < 31))
+    states, _ = shown(scenes, 70)
+    assert torch.equal(states[..., :21], scenes.signal_state[..., HISTORY_STEPS:31])
+    old, new = states[..., :-1], states[..., 1:]
+    assert (new != old)[..., 20:].any()
+    assert ((new == old) | (new == ADVANCED[old])).all()
+    at = (new != old).nonzero()[:, -1] + 1
+    assert (at % 5 == 0).all()
+
+
+def test_the_same_key_gives_the_same_signals_and_rows_behave_as_if_alone():
+    short, long = straight_road("hand/short", steps=16), straight_road("hand/long", steps=60)
+    together, last = shown(stack([short, long]), 40)
+    again, other = shown(stack([short, long]), 40)
+    assert torch.equal(together, again)
+    assert same(last, other)
+    alone, _ = shown(short, 40)
+    assert torch.equal(together[0], alone[0])
+    assert any(not torch.equal(alone, shown(short, 40, torch.tensor([key]))[0]) for key in range(1, 4))
+
+
+def test_padding_unknown_and_invalid_signals_change_nothing():
+    scene = straight_road(steps=16)
+    padded = scene.pad({"S": 3})
+    assert torch.equal(shown(padded, 30)[0][:, :1], shown(scene, 30)[0])
+    states, last = shown(padded, 30)
+    assert not states[:, 1:].any()
+    assert last.signal_valid.tolist() == [[True, False, False]]
+    off = replace(scene, signal_state=torch.zeros_like(scene.signal_state))
+    assert (shown(off, 30)[0] == SignalState.UNKNOWN).all()
+
+
+def test_training_predicts_one_signal_as_running_does():
+    """The logit of a decision, given those before it, is what it is sampled by."""
+    model, count = lively(), 4
+    place = torch.randn(2, count, 5) * 10
+    state, age = torch.randint(1, 4, (2, count)), torch.randint(0, 99, (2, count))
+    everyone = torch.ones(2, count, dtype=torch.bool)
+    given = torch.rand(2, count, generator=torch.Generator().manual_seed(1))
+    decided = model(place, state, age, everyone, everyone, given)
+    logits = model(place, state, age, everyone, everyone, decided)
+    assert torch.equal(decided, given < logits.sigmoid())
+
+
+def test_ages_and_durations_by_hand():
+    age, known = signal_ages(torch.tensor([[1, 3, 3], [2, 2, 2], [3, 2, 1]]))
+    assert age.tolist() == [1, 2, 0]
+    assert known.tolist() == [True, False, True]
+    assert durations(torch.tensor([[3, 2, 2, 1, 1, 1, 3]]), 0.5) == {1: [1.5], 2: [1.0], 3: []}
+
+
+def test_crossing_ways_by_hand():
+    from math import pi
+
+    east, north, opposite = [-10.0, 0, 0, 0, 0], [0.0, -10, pi / 2, 0, 0], [10.0, 1, pi, 0, 0]
+    crossing = crossing_pairs(torch.tensor([east, north, opposite]))
+    assert crossing.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+
+
+def test_places_are_the_stop_point_and_the_end_of_the_lane():
+    assert signal_places(straight_road()).tolist() == [[[80.0, 0.0, 0.0, 120.0, 0.0]]]
+
+
+def test_training_writes_a_model_that_loads(tmp_path):
+    with ShardWriter(tmp_path / "train") as writer:
+        writer.add(straight_road("hand/0/a"), source="hand")
+    with ShardWriter(tmp_path / "held") as writer:
+        writer.add(straight_road("hand/1/b"), source="hand")
+    args = Args((str(tmp_path / "train"),), (str(tmp_path / "held"),), tmp_path / "run", steps=3, batch=2, width=8, free_run=50)
+    folder = main(args)
+    model = SignalModel.from_pretrained(folder)
+    assert model.config.width == 8
+    assert (tmp_path / "run" / "timelines.png").is_file()
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert f"{results['parameters']:,} parameters" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="in both --data and --validation"):
+        main(replace(args, validation=args.data, out=tmp_path / "other"))
+    (folder / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="no model of signals"):
+        SignalModel.from_pretrained(folder)
+
+
+def test_the_shipped_signals_load():
+    assert SignalModel.from_pretrained(SHIPPED_SIGNALS).config.decision_ticks == 5
