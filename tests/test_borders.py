@@ -13,14 +13,13 @@ from worldloop.worldmodel.borders import OpenBorders, entrances, in_known_area
 from worldloop.worldmodel.geometry import box_corners, boxes_overlap
 from worldloop.worldmodel.idm import IdmWorld
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState
+from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
     LearnedWorld,
     ReplayWorld,
     State,
-    load_state,
     random_keys,
-    save_state,
 )
 
 INNER = [LearnedWorld(tiny_model()), IdmWorld(), ConstantVelocityWorld()]

@@ -14,10 +14,11 @@ from worldloop.worldmodel.data import compressed
 from worldloop.worldmodel.geometry import box_corners, boxes_overlap, project_on_polyline, signed_distance_to_edges, wrap_angle
 from worldloop.worldmodel.networks import Network, make_network
 from worldloop.worldmodel.scene import HISTORY_STEPS, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState, stack
+from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.sumo import TEMPLATES, SumoWorld, generate
 from worldloop.worldmodel.sumo_map import LETTER_STATES, read_road_map
 from worldloop.worldmodel.sumo_process import Inputs, Simulation, build_network, config_inputs, template_inputs
-from worldloop.worldmodel.world import Motion, load_state, save_state
+from worldloop.worldmodel.world import Motion
 
 BOLOGNA = Path(__file__).parents[2] / "shared/data/sumo_bologna/bologna/acosta/run.sumocfg"
 DRIVEABLE = (PolylineKind.LANE, PolylineKind.JUNCTION_LANE)

@@ -7,13 +7,12 @@ from scenes import CONE, EGO, FOLLOWER, moved, several_roads, straight_road
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
 from worldloop.worldmodel.scene import stack
+from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
     LearnedWorld,
     ReplayWorld,
-    load_state,
     random_keys,
-    save_state,
 )
 
 WORLDS = [LearnedWorld(tiny_model()), ReplayWorld(), ConstantVelocityWorld()]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .geometry import rotate, to_local
-from .scene import Scene, SignalState
+from .scene import HISTORY_STEPS, Scene, SignalState
 
 ADVANCED = torch.tensor([SignalState.UNKNOWN, SignalState.GO, SignalState.STOP, SignalState.CAUTION])
 AGES, SCALES = torch.tensor([1.0, 2, 3, 4, 5, 6, 8, 12, 20, 35, 60, 90]), torch.tensor([2.0, 8.0, 32.0])
@@ -104,6 +104,35 @@ class SignalModel(nn.Module):
         for one in range(count):
             decided[:, one] = able[:, one] & (given[:, one] < logits(slice(one, one + 1), decided)[:, 0].sigmoid())
         return decided
+
+    def begin(self, past: Tensor) -> dict[str, Tensor]:
+        """Return what is remembered of signals that have shown the states `past` (B, S, T)."""
+        return dict(zip(("signal_age", "signal_known"), signal_ages(past), strict=True))
+
+    def go_on(
+        self, scene: Scene, step: Tensor, shown: tuple[Tensor, Tensor], valid: Tensor, memory: dict[str, Tensor], given: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the signals show (B, S), those whose log is over as the network decides, and what is remembered then.
+
+        Args:
+            scene: B scenes.
+            step: (B,) ticks since the present, after this one.
+            shown: states (B, S) before this tick, and those that the log shows (or holds) after it.
+            valid: (B, S) bool.
+            memory: from `begin` or the tick before.
+            given: (B, S) uniform random numbers of this tick.
+        """
+        (before, logged), age, known, ticks = shown, memory["signal_age"], memory["signal_known"], self.config.decision_ticks
+        last = torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
+        over = (HISTORY_STEPS + step)[:, None] > last
+        shows = torch.where(over, before, logged)
+        due = (over.any(-1) & (step % ticks == 0)).nonzero()[:, 0]
+        if len(due):
+            known_since = (age[due] - ticks + 1).clamp(min=0)  # it decides at once what the next `ticks` bring
+            moved = self(signal_places(scene)[due], before[due], known_since, known[due], valid[due], given[due])
+            shows[due] = torch.where(over[due] & moved, ADVANCED[shows[due]], shows[due])
+        changed = shows != before
+        return shows, {"signal_age": torch.where(changed, 0, age + 1), "signal_known": known | changed}
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> SignalModel:

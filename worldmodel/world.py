@@ -10,26 +10,21 @@ them go straight on; `SumoWorld`, in `sumo.py`, asks SUMO.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .behavior import Agents, BehaviorModel, Cache, MapMemory, hashed_uniform, sample_tokens
 from .dynamics import Motion
-from .files import write_tensors
-from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, TensorBatch
-from .signals import ADVANCED, SignalModel, signal_ages, signal_places
+from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
 
 if TYPE_CHECKING:
+    from .signals import SignalModel
     from .uncertainty import Calibration
-
-STATE_VERSION = 2
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
 SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
@@ -241,6 +236,7 @@ class LearnedWorld:
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
         """
+        from .signals import SignalModel
         from .uncertainty import Calibration
 
         place = SHIPPED_WEIGHTS if folder is None else Path(folder)
@@ -273,8 +269,9 @@ class LearnedWorld:
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
         memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
-        past = torch.stack([logged_signals(scenes, state.step - ago)[0] for ago in range(HISTORY_STEPS, -1, -1)], dim=-1)
-        memory |= dict(zip(("signal_age", "signal_known"), signal_ages(past), strict=True))
+        if self.signals is not None:
+            steps = range(-HISTORY_STEPS, 1)
+            memory |= self.signals.begin(torch.stack([logged_signals(scenes, state.step + at)[0] for at in steps], dim=-1))
         return replace(state, memory=memory)
 
     @torch.no_grad()
@@ -296,30 +293,15 @@ class LearnedWorld:
         spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
         error = self.calibration.error(spread, following.step[:, None] * TIME_STEP)
         following = replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
-        return following if self.signals is None else self._change_signals(self.signals, state, following)
-
-    def _change_signals(self, model: SignalModel, before: State, after: State) -> State:
-        """Return the state `after` with the signals whose log is over as the network lets them go on from `before`."""
-        scene, ticks, age, known = (
-            after.scene,
-            model.config.decision_ticks,
-            before.memory["signal_age"],
-            before.memory["signal_known"],
+        if self.signals is None:
+            return following
+        given = hashed_uniform(
+            state.key[:, None], following.step[:, None], torch.arange(state.signal_state.shape[1]), torch.tensor(-1)
         )
-        over = (HISTORY_STEPS + after.step)[:, None] > torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
-        shown = torch.where(over, before.signal_state, after.signal_state)
-        due = (over.any(-1) & (after.step % ticks == 0)).nonzero()[:, 0]
-        if len(due):
-            number = torch.arange(shown.shape[1])
-            given = hashed_uniform(after.key[due, None], after.step[due, None], number, torch.tensor(-1))
-            known_since = (age[due] - ticks + 1).clamp(min=0)  # it decides at once what the next `ticks` bring
-            moved = model(
-                signal_places(scene)[due], before.signal_state[due], known_since, known[due], before.signal_valid[due], given
-            )
-            shown[due] = torch.where(over[due] & moved, ADVANCED[shown[due]], shown[due])
-        changed = shown != before.signal_state
-        memory = {"signal_age": torch.where(changed, 0, age + 1), "signal_known": known | changed}
-        return replace(after, signal_state=shown, memory=after.memory | memory)
+        shown, remembered = self.signals.go_on(
+            state.scene, following.step, (state.signal_state, following.signal_state), state.signal_valid, state.memory, given
+        )
+        return replace(following, signal_state=shown, memory=following.memory | remembered)
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""
@@ -386,33 +368,3 @@ def after_step(state: State, ego: Motion | None, position: Tensor, heading: Tens
         signal_valid=signal_valid,
     )
     return following if ego is None else place_ego(following, ego)
-
-
-def save_state(state: State, path: Path) -> None:
-    """Write a state to one safetensors file; `load_state` gives back the same bits."""
-    tensors = {f"scene.{name}": getattr(state.scene, name) for name in LAYOUT}
-    tensors |= {f"memory.{name}": tensor for name, tensor in state.memory.items()}
-    tensors |= {name: value for name, value in vars(state).items() if isinstance(value, Tensor)}
-    header = {"version": STATE_VERSION, "id": state.scene.id, "recipe": state.scene.recipe}
-    write_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, {"worldloop": json.dumps(header)})
-
-
-def load_state(path: Path) -> State:
-    """Read a state that `save_state` wrote.
-
-    Raises:
-        ValueError: the file is not such a state or of another version.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("worldloop", "{}"))
-            if header.get("version") != STATE_VERSION:
-                raise ValueError(f"{path}: not a worldloop state of version {STATE_VERSION}: save it again with this release")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}): save the state again") from error
-    scene = Scene(
-        id=tuple(header["id"]), recipe=tuple(header["recipe"]), **{name: tensors.pop(f"scene.{name}") for name in LAYOUT}
-    )
-    memory = {name.removeprefix("memory."): tensors.pop(name) for name in list(tensors) if name.startswith("memory.")}
-    return State(scene=scene, memory=memory, **tensors)
