@@ -72,9 +72,9 @@ No weights or numbers come from the validation scenes, but for the choice of the
 {uncertainty}
 
 ## Limits
-Nobody enters or leaves during a rollout. Signals follow the log, and a network of
-their own beyond its end. Where a map has no lanes (PandaSet) road users keep to what they
-see of each other and of the lane markings. Real data are few and all from the United States.
+Beyond the end of a log, signals go on as a network of their own predicts (`assets/signals`). Nobody enters or leaves, unless the
+world is `learned_open`, where that follows rules. Where a map has no lanes (PandaSet) road users keep to what they see of each
+other and of the lane markings. Real data are few and all from the United States.
 """
 
 UNCALIBRATED = """Not calibrated: `State.uncertainty` is the spread of what the model thinks possible. It ranks, but is not the
