@@ -62,7 +62,7 @@ class Args:
     """Folders of scenes that are never trained on; those of 30 s and more serve for running freely."""
     out: Path
     """Run folder to create."""
-    steps: int = 3000
+    steps: int = 10_000
     """Optimiser steps."""
     batch: int = 48
     """Moments in a step."""
