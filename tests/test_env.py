@@ -323,7 +323,7 @@ def test_the_offending_sub_environment_is_named():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"world": "metaverse"}, "world='metaverse' is unknown: choose one of learned, replay"),
+        ({"world": "metaverse"}, "world='metaverse' is unknown: choose one of learned, learned_open, replay"),
         ({"world": object()}, "found object, wanted a name or an object with horizon, reset and step"),
         ({"observation": "lidar"}, "observation='lidar' is unknown"),
         ({"action": "steering"}, "action='steering' is unknown: choose one of continuous, physical, discrete"),
