@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scenes import EGO, FOLLOWER, LEADER, LEFT_EDGE, NEIGHBOUR, PEDESTRIAN, RIGHT_EDGE, moved, several_roads, straight_road
 from torch import Tensor
-from worldloop.envs.edge_lines import edge_lines, signed_distance
+from worldloop.envs.edge_lines import _stretched_distance, edge_lines, signed_distance
 from worldloop.envs.realism import FEATURES, HISTOGRAMS, WEIGHTS, histogram_bin, meta_metric, score_realism
 from worldloop.envs.realism_features import (
     object_features,
@@ -217,13 +217,16 @@ def test_the_edge_of_the_own_level_counts():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
+@example(seed=883)
 def test_choosing_segments_by_cell_misses_none(seed):
     generator = torch.Generator().manual_seed(seed)
     walk = (torch.rand(30, 3, generator=generator) * torch.tensor([2.0, 2.0, 0.3]) + torch.tensor([0.7, 0.7, 0.0])).cumsum(0)
     lines = edge_lines(corner(walk.tolist()))
     points = walk[torch.randint(30, (200,), generator=generator)] + torch.randn(200, 3, generator=generator) * 8
     one_by_one = torch.cat([signed_distance(point[None], lines) for point in points])
-    torch.testing.assert_close(signed_distance(points, lines), one_by_one, atol=1e-4, rtol=0)
+    best = _stretched_distance(points[:, None], lines.start, lines.step).topk(2, largest=False).values
+    tie = best[:, 1] - best[:, 0] < 1e-4  # rounding decides which of two segments at the same stretched distance is taken
+    assert ((signed_distance(points, lines) - one_by_one).abs() < 1e-4)[~tie].all()
 
 
 def test_red_lights_by_hand():
