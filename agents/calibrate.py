@@ -261,7 +261,7 @@ def run_calibrate(args: Calibrate) -> None:
     Raises:
         ValueError: an argument is out of range, a scene is both fitted on and checked, or no scene has a future to compare with.
     """
-    if min(args.rollouts, args.horizon, args.limit or 1) < 1 or not args.tolerance > 0:
+    if min(args.rollouts, args.horizon, 1 if args.limit is None else args.limit) < 1 or not args.tolerance > 0:
         raise ValueError(
             f"found --rollouts {args.rollouts}, --horizon {args.horizon}, --limit {args.limit}, --tolerance {args.tolerance:g}: "
             "wanted at least 1 of each, and a tolerance above 0"

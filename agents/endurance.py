@@ -169,7 +169,7 @@ def summarise(tallies: Sequence[Tally], window: int, seed: int) -> dict[str, Any
         result |= {f"{name}_start": _number(start), f"{name}_end": _number(end)}
         result |= _ratio(name, end / start if start else float("nan"), again[:, 1] / again[:, 0])
         if name != "off_road":
-            within.append(result[f"{name}_ratio"] is not None and abs(result[f"{name}_ratio"] - 1) <= TOLERANCE)
+            within.append(start == end or result[f"{name}_ratio"] is not None and abs(result[f"{name}_ratio"] - 1) <= TOLERANCE)
     speeds = torch.stack([tally.speeds for tally in tallies])
     total = speeds.sum(0)
     middle = SPEED_BIN * (torch.arange(SPEED_BINS) + 0.5)
@@ -215,6 +215,8 @@ def run_endurance(args: Endurance) -> None:
     }
     sources = [SceneDataset.named(text) for text in args.scenes]
     scenes = [(source, number) for source in sources for number in range(len(source))]
+    if not scenes:
+        raise ValueError("found no scenes: name at least one data set after --scenes")
     todo = [(source, number, name) for source, number in scenes for name in worlds]
     out = args.out or dated_folder("endurance")
     with whole_run(out, "endurance", asdict(args), args.seed) as run:
@@ -265,6 +267,8 @@ def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Pat
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     if row[f"{name}_ratio"] is None or row[f"{name}_ratio_low"] is None:
-        return " ".join("none" if row[f"{name}_{when}"] is None else f"{row[f'{name}_{when}']:.3g}" for when in ("start", "end"))
+        return " to ".join(
+            "none" if row[f"{name}_{when}"] is None else f"{row[f'{name}_{when}']:.3g}" for when in ("start", "end")
+        )
     low, high = row[f"{name}_ratio_low"], row[f"{name}_ratio_high"]
-    return f"{row[f'{name}_start']:.3g} {row[f'{name}_end']:.3g} {row[f'{name}_ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{row[f'{name}_start']:.3g} to {row[f'{name}_end']:.3g}\n{row[f'{name}_ratio']:.2f} [{low:.2f}, {high:.2f}]"

@@ -86,6 +86,8 @@ def run_scaling(args: Scaling) -> Path:
     Raises:
         ValueError: a run is not a finished training, runs differ in more than size and data, or in neither.
     """
+    if not args.runs:
+        raise ValueError("found no runs: name two or more finished run folders of `worldloop train behavior`")
     records = [_read(folder) for folder in args.runs]
     fixed = [{name: value for name, value in record["arguments"].items() if name not in VARIED} for record in records]
     for folder, found in zip(args.runs, fixed, strict=True):

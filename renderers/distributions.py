@@ -66,10 +66,10 @@ def draw_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float | N
             shown = [float("nan") if value is None else value for value in values]
             axis.plot(seconds, shown, color=colour, linestyle=style, linewidth=1.6, label=world)
         axis.set_title(name, fontsize="medium", loc="left")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * axis.get_ylim()[1] or 1)  # a level curve must not lie on the frame
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="small", ncols=2)
-    axes[-1, 0].set_xlabel("s")
+    axes[-1, 0].set_xlabel("seconds")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)

@@ -14,6 +14,7 @@ from worldloop.worldmodel.geometry import box_corners, boxes_overlap
 from worldloop.worldmodel.idm import IdmWorld
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState
 from worldloop.worldmodel.state_file import load_state, save_state
+from worldloop.worldmodel.uncertainty import Calibration
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
     LearnedWorld,
@@ -185,6 +186,8 @@ def test_a_learned_entrant_remembers_nothing_of_who_had_its_place():
         assert (after.step[enters.any(-1)] % 5 == 0).all()
         assert not after.memory["cache_valid"][enters].any()
         assert not after.memory["anchor_valid"][enters].any()
+        assert not after.memory["spread"][enters].any()
+        assert torch.equal(after.memory["entered"][enters], after.step[:, None].expand_as(enters)[enters])
         found += int(enters.sum())
     assert found > 0
 
@@ -231,6 +234,23 @@ def test_worlds_by_name_and_what_is_refused():
     assert isinstance(open_world("learned_open"), OpenBorders)
     with pytest.raises(ValueError, match="log replay"):
         OpenBorders(ReplayWorld())
+
+
+def test_what_the_inner_world_knows_of_its_uncertainty_is_told():
+    assert OpenBorders(LearnedWorld(tiny_model(), calibration=Calibration(0.0, 0.0, 1.0))).calibrated
+    assert not OpenBorders(LearnedWorld(tiny_model())).calibrated
+    assert not OpenBorders(IdmWorld()).calibrated
+
+
+def test_an_entrant_is_as_unsure_as_one_that_has_just_begun():
+    """With an error that equals the time, everyone is as many metres unsure as it is seconds on the road."""
+    world, scenes = OpenBorders(LearnedWorld(tiny_model(), calibration=Calibration(0.0, 0.0, 1.0))), busy_roads()
+    last = run(world, scenes, 250)[-1]
+    again = last.simulated & (last.memory["border_entries"] > 0)
+    assert again.any()
+    seconds = 0.1 * (last.step[:, None] - last.memory["entered"])
+    torch.testing.assert_close(last.uncertainty[again], seconds[again], rtol=1e-4, atol=1e-4)
+    assert (last.uncertainty[again] < 24.0).all()
 
 
 def test_environments_run_in_open_borders():

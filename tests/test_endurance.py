@@ -103,7 +103,7 @@ def test_summary_by_hand():
     assert found["speed_distance_ratio"] == 0
     assert found["within"]
     assert not summarise([made((10, 7))], 1, 0)["within"]
-    assert not summarise([made((10, 10), contacts=0.0)], 1, 0)["within"]  # a ratio to nothing says nothing
+    assert summarise([made((10, 10), contacts=0.0)], 1, 0)["within"]  # nobody collides, neither first nor last
 
 
 def test_a_run_writes_figures_and_curves(tmp_path):
@@ -127,3 +127,9 @@ def test_a_run_writes_figures_and_curves(tmp_path):
 def test_bad_arguments_are_refused(options):
     with pytest.raises(ValueError, match="wanted at least 1"):
         run_endurance(arguments(**options))
+
+
+def test_no_scenes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="found no scenes"):
+        run_endurance(arguments(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -64,6 +64,8 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         run_scaling(Scaling((first, training(tmp_path / "b", 1000, 40, 2.0, steps=4)), tmp_path / "out"))
     with pytest.raises(ValueError, match="neither in parameters nor"):
         run_scaling(Scaling((first,), tmp_path / "out"))
+    with pytest.raises(ValueError, match="found no runs"):
+        run_scaling(Scaling((), tmp_path / "out"))
     with pytest.raises(ValueError, match="no run.json"):
         run_scaling(Scaling((tmp_path,), tmp_path / "out"))
     (first / "run.json").write_text(json.dumps({"command": "train behavior", "status": "interrupted"}))

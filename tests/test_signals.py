@@ -9,7 +9,7 @@ from test_world import run, same
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.scene import HISTORY_STEPS, SignalState, stack
 from worldloop.worldmodel.signals import ADVANCED, SignalConfig, SignalModel, signal_ages, signal_places
-from worldloop.worldmodel.train_signals import Args, crossing_pairs, durations, main
+from worldloop.worldmodel.train_signals import Args, crossing_pairs, durations, main, read_logs
 from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld
 
 
@@ -116,3 +116,18 @@ def test_training_writes_a_model_that_loads(tmp_path):
 
 def test_the_shipped_signals_load():
     assert SignalModel.from_pretrained(SHIPPED_SIGNALS).config.decision_ticks == 5
+
+
+@pytest.mark.parametrize("change", [{"width": 0}, {"free_run": 0}, {"learning_rate": -1.0}, {"steps": 0}, {"batch": 0}])
+def test_training_refuses_numbers_out_of_range(tmp_path, change):
+    with pytest.raises(ValueError, match="wanted at least 1 of the first three"):
+        main(Args(("a",), ("b",), tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf"])
+def test_training_refuses_weights_that_draw_nothing(tmp_path, weight):
+    with ShardWriter(tmp_path / "roads") as writer:
+        writer.add(straight_road())
+    with pytest.raises(ValueError, match="wanted a number above 0"):
+        read_logs([f"{tmp_path / 'roads'}={weight}"])

@@ -105,7 +105,7 @@ class OpenBorders:
     def __init__(self, world: DrivingWorld) -> None:
         if isinstance(world, ReplayWorld):
             raise ValueError("found log replay, in which road users come and go as logged: open the borders of another world")
-        self.world = world
+        self.world, self.calibrated = world, getattr(world, "calibrated", False)
         self.ticks = world.model.config.decision_ticks if isinstance(world, LearnedWorld) else 5
 
     def horizon(self, scenes: Scene) -> Tensor | None:
@@ -156,6 +156,7 @@ class OpenBorders:
         if "cache_valid" in memory:  # the learned world's memory of who had the place before
             memory["cache_valid"] = memory["cache_valid"] & ~entered[..., None]
             memory["spread"] = memory["spread"].masked_fill(entered[..., None], 0.0)
+            memory["entered"] = torch.where(entered, few.step[:, None], memory["entered"])
         state = state.put(rows, replace(few, memory=memory))
         if isinstance(self.world, IdmWorld) and entered.any():
             state = self.world.enter(state, torch.zeros_like(waiting).index_copy(0, rows, entered))

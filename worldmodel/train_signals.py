@@ -104,6 +104,8 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
             share = float(weight or 1)
         except ValueError:
             raise ValueError(f"{text}: the weight {weight!r} is not a number") from None
+        if not 0 < share < math.inf:
+            raise ValueError(f"{text}: found the weight {weight}, wanted a number above 0")
         logs += [Log(log.place, log.state, log.valid, share / total) for log in found.values()]
     if not logs:
         raise ValueError(f"{' '.join(texts)}: found no signal, wanted scenes with signals")
@@ -317,8 +319,12 @@ def main(args: Args) -> Path:
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    if args.steps < 1 or args.batch < 1:
-        raise ValueError(f"found --steps {args.steps} and --batch {args.batch}, wanted at least 1 of each")
+    if min(args.steps, args.batch, args.width) < 1 or args.free_run < 5 or not 0 < args.learning_rate < math.inf:
+        raise ValueError(
+            f"found --steps {args.steps}, --batch {args.batch}, --width {args.width}, --free-run {args.free_run}, "
+            f"--learning-rate {args.learning_rate:g}: wanted at least 1 of the first three, 5 of --free-run (one decision), and "
+            "a rate above 0"
+        )
     trained, kept = (
         {id for text in texts for id in SceneDataset.named(text.partition("=")[0]).ids} for texts in (args.data, args.validation)
     )
@@ -340,6 +346,10 @@ def main(args: Args) -> Path:
         results |= {"parameters": sum(p.numel() for p in model.parameters()), "training_windows": len(logs)}
         save(model, run.folder / "model", recorded, results)
         run.finish(results)
+        told = "nats a signal: learned {nll:.4f}, constant hazard {hazard_nll:.4f}, no change {frozen_nll:.4f}"
+        progress.console.print(told.format(**results), markup=False)
+        if not results["rows"]:
+            progress.console.print("no validation scene is long enough for signals to run freely: `data generate --steps 611`")
     return args.out / "model"
 
 

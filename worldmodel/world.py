@@ -269,6 +269,7 @@ class LearnedWorld:
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
         memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
+        memory["entered"] = torch.zeros(state.valid.shape, dtype=torch.int64)  # the step since which each is simulated
         if self.signals is not None:
             steps = range(-HISTORY_STEPS, 1)
             memory |= self.signals.begin(torch.stack([logged_signals(scenes, state.step + at)[0] for at in steps], dim=-1))
@@ -291,7 +292,7 @@ class LearnedWorld:
         following = after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
         before, after = state.memory["spread"].unbind(-1)
         spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
-        error = self.calibration.error(spread, following.step[:, None] * TIME_STEP)
+        error = self.calibration.error(spread, (following.step[:, None] - state.memory["entered"]) * TIME_STEP)
         following = replace(following, uncertainty=torch.where(following.simulated, error, 0.0))
         if self.signals is None:
             return following
