@@ -34,8 +34,9 @@ from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.open_loop import logged_ego, logged_futures, scored_agents
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
+from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration
-from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, ReplayWorld, random_keys
+from ..worldmodel.world import SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, ReplayWorld, random_keys
 from .fidelity import RESAMPLES, weights_checksum
 from .rollout import SAFE_ERROR
 
@@ -269,7 +270,11 @@ def run_calibrate(args: Calibrate) -> None:
     if not args.fit and not args.scenes:
         raise ValueError("found neither --fit nor --scenes: wanted data sets to fit on, to check on, or both")
     folder = args.weights or SHIPPED_WEIGHTS
-    world = LearnedWorld.from_pretrained(folder, args.temperature, args.top_p)
+    if args.fit:  # whatever calibration is there already, of other weights perhaps, is about to be renewed
+        model, signals = BehaviorModel.from_pretrained(folder), SignalModel.from_pretrained(SHIPPED_SIGNALS)
+        world = LearnedWorld(model, args.temperature, args.top_p, signals=signals)
+    else:
+        world = LearnedWorld.from_pretrained(folder, args.temperature, args.top_p)
     checksum = weights_checksum(folder)
     if args.into is not None and (not args.fit or weights_checksum(args.into) != checksum):
         raise ValueError(f"--into {args.into}: wanted --fit, and a folder that holds the weights of {folder}")
@@ -280,11 +285,11 @@ def run_calibrate(args: Calibrate) -> None:
     results: dict[str, Any] = {"weights_checksum": checksum}
     with whole_run(out, "calibrate", asdict(args), args.seed) as run:
         if args.fit:
-            record = _fit(args, world.model, fit, checksum)
+            record = _fit(args, world, fit, checksum)
             results["fit"] = record
             write_json(run.folder / CALIBRATION_FILE, record)
             calibration = Calibration(**record["coefficients"])
-            world = LearnedWorld(world.model, args.temperature, args.top_p, calibration)
+            world = LearnedWorld(world.model, args.temperature, args.top_p, calibration, world.signals)
         if args.scenes:
             results["check"] = _check(args, world, check, run.folder)
         run.finish(results)
@@ -317,9 +322,9 @@ def _observe_all(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[Sc
     return Rows.join(parts)
 
 
-def _fit(args: Calibrate, model: BehaviorModel, scenes: Sequence[tuple[SceneDataset, int]], checksum: int) -> dict[str, Any]:
+def _fit(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int) -> dict[str, Any]:
     """Return what `uncertainty.json` holds: the coefficients, and what they were fitted to."""
-    rows = _observe_all(args, LearnedWorld(model, args.temperature, args.top_p), scenes, "fitting")
+    rows = _observe_all(args, world, scenes, "fitting")
     return {
         "coefficients": asdict(fit_calibration(rows)),
         "weights_checksum": checksum,

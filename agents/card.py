@@ -134,10 +134,11 @@ def run_card(args: Card) -> None:
     for name in MODEL_FILES:
         with replacing(args.folder / name) as partial:
             shutil.copyfile(args.training / "model" / name, partial)
-    (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's, if this one has none
     if calibrated:
         with replacing(args.folder / CALIBRATION_FILE) as partial:
             shutil.copyfile(args.training / "model" / CALIBRATION_FILE, partial)
+    else:
+        (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 

@@ -32,6 +32,8 @@ from ..envs.reactions import (
     SAME,
     UNAFFECTED,
     common_steps,
+    held_speed,
+    mean_change,
     other_key_distance,
     path_change,
     response_delay,
@@ -154,7 +156,7 @@ def run_counterfactual(args: Counterfactual) -> int:
             _keep_best(shown, case)
         if failures:
             write_csv(run.folder / "failures.csv", failures)
-        if not rows:
+        if all(row["intervention"] == KEEP for row in rows):
             raise ValueError(_nothing(len(scenes), failures))
         summary = summarise(rows, args.seed)
         for name, content in (("summary", summary), ("cases", rows), ("responses", responses)):
@@ -259,7 +261,7 @@ def _agent_sums(case: Case, branch: str, world: str) -> Row:
     row |= {name: int((sign == value).sum()) for name, value in (("slower", -1), ("same", 0), ("faster", 1))}
     row["agreeing"] = int((sign == response_sign(change[REFERENCE][0])[affected]).sum())
     moved, kept = case.traces[world][branch], case.traces[world][KEEP]
-    row["change"] = float((moved.position - kept.position).norm(dim=-1).mean((0, 2))[unaffected].sum())
+    row["change"] = float(mean_change(moved, kept).mean(0)[unaffected].sum())
     if world == LEARNED:
         pairs = ((kept, kept), (moved, moved), (moved, kept))
         chance, after, cross = (other_key_distance(*pair)[unaffected].sum() for pair in pairs)
@@ -269,7 +271,7 @@ def _agent_sums(case: Case, branch: str, world: str) -> Row:
 
 def _follower_sums(scene: Scene, moved: Trace, kept: Trace, place: int) -> Row:
     nearest = moved.gap(scene.size[0], int(scene.ego), place).amin(-1)
-    delay = response_delay(moved.speed[:, place], kept.speed[:, place])
+    delay = response_delay(*(held_speed(trace, moved, kept)[:, place] for trace in (moved, kept)))
     answers = delay.isfinite()
     return {
         "followers": 1,

@@ -65,7 +65,7 @@ def fit_power_law(size: Sequence[float], loss: Sequence[float]) -> PowerLaw:
     slope, offset = numpy.polyfit(x, y, 1)
     spread = ((y - y.mean()) ** 2).sum()
     missed = ((y - slope * x - offset) ** 2).sum()
-    fit = None if len(size) < 3 else float(1 - missed / spread) if spread > 0 else 1.0
+    fit = None if len(set(size)) < 3 else float(1 - missed / spread) if spread > 0 else 1.0
     return PowerLaw(math.exp(offset), float(-slope), fit)
 
 
@@ -88,6 +88,8 @@ def run_scaling(args: Scaling) -> Path:
     """
     if not args.runs:
         raise ValueError("found no runs: name two or more finished run folders of `worldloop train behavior`")
+    if len({folder.resolve() for folder in args.runs}) < len(args.runs):
+        raise ValueError("found a run folder twice: name each once, or it counts twice in the fit")
     records = [_read(folder) for folder in args.runs]
     fixed = [{name: value for name, value in record["arguments"].items() if name not in VARIED} for record in records]
     for folder, found in zip(args.runs, fixed, strict=True):
@@ -124,8 +126,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if record.get("command") != "train behavior" or record.get("status") != "finished":
         found = f"{record.get('command')}, {record.get('status')}"
         raise ValueError(f"{folder}: found {found}, wanted a finished run of `worldloop train behavior`")
-    if missing := [name for name in COLUMNS[1:-1] if name not in record["results"]]:
-        raise ValueError(f"{folder}: its results lack {', '.join(missing)}: train again with this release")
+    number = lambda value: isinstance(value, int | float) and math.isfinite(value)  # noqa: E731
+    if missing := [name for name in COLUMNS[1:-1] if not number(record["results"].get(name))]:
+        raise ValueError(f"{folder}: its results have no number of {', '.join(missing)}: train again with this release")
     return record
 
 

@@ -35,6 +35,19 @@ def path_change(trace: Trace, kept: Trace) -> Tensor:
     return torch.where(here, apart, 0.0).amax(-1)
 
 
+def mean_change(trace: Trace, kept: Trace) -> Tensor:
+    """Return the mean distance (B, A) in metres between an agent's places in two branches at one time, while it is there."""
+    apart = (trace.position - kept.position).norm(dim=-1)
+    here = torch.arange(apart.shape[-1]) <= common_steps(trace, kept)[..., None]
+    return torch.where(here, apart, 0.0).sum(-1) / here.sum(-1).clamp(min=1)
+
+
+def held_speed(of: Trace, trace: Trace, kept: Trace) -> Tensor:
+    """Return the speeds (B, A, T + 1) of one of two branches, the last one held from where an agent is not in both any more."""
+    last = common_steps(trace, kept)[..., None].clamp(min=0)
+    return of.speed.gather(-1, torch.arange(of.speed.shape[-1]).expand_as(of.speed).minimum(last))
+
+
 def travelled(trace: Trace, steps: Tensor) -> Tensor:
     """Return the metres (B, A) that agents drive within the first `steps` (A,) steps."""
     way = (trace.position[:, :, 1:] - trace.position[:, :, :-1]).norm(dim=-1)

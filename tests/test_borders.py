@@ -253,6 +253,35 @@ def test_an_entrant_is_as_unsure_as_one_that_has_just_begun():
     assert (last.uncertainty[again] < 24.0).all()
 
 
+def test_padding_of_the_map_changes_nobodys_coming():
+    scenes = busy_roads()
+    padded = scenes.pad({"L": scenes.polyline.shape[1] + 20})
+    for inner in (ConstantVelocityWorld(), IdmWorld()):
+        one, other = (run(OpenBorders(inner), each, 250)[-1] for each in (scenes, padded))
+        assert one.memory["border_entries"].sum() > 0
+        assert torch.equal(one.memory["border_entries"], other.memory["border_entries"])
+        torch.testing.assert_close(one.position, other.position, rtol=0, atol=1e-3)
+
+
+def test_who_has_left_is_not_unsure():
+    world, scenes = OpenBorders(LearnedWorld(tiny_model(), calibration=Calibration(0.0, 0.0, 1.0))), busy_roads()
+    states, gone = run(world, scenes, 250), 0
+    for state in states:
+        assert not state.uncertainty[~state.valid].any()
+        gone += int((state.memory["border_place"] & ~state.valid).sum())
+    assert gone > 0
+
+
+def test_rules_begin_anew_in_environments():
+    """Rows of a reset must fit those that go on, however long the ways of each are."""
+    for world in (IdmWorld(), OpenBorders(IdmWorld())):
+        env = DriveVectorEnv(2, busy_roads(), world, horizon=7, terminate_on=())
+        env.reset(seed=0)
+        for _ in range(60):
+            env.step(env.action_space.sample())
+        env.close()
+
+
 def test_environments_run_in_open_borders():
     """Also after some sub-environments begin anew, when the borders open at other steps for each row."""
     env = DriveVectorEnv(2, busy_roads(), OpenBorders(LearnedWorld(tiny_model())), horizon=13, terminate_on=())

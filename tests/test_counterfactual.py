@@ -15,7 +15,15 @@ from scenes import EGO, FOLLOWER, LEADER, NEIGHBOUR, several_roads, straight_roa
 from worldloop.agents import cli
 from worldloop.agents.counterfactual import COUNTS, FIGURES, KEEP, Counterfactual, run_counterfactual, summarise
 from worldloop.agents.interventions import INTERVENTIONS, follower, plan_interventions
-from worldloop.envs.reactions import other_key_distance, path_change, response_delay, response_sign, travelled
+from worldloop.envs.reactions import (
+    held_speed,
+    mean_change,
+    other_key_distance,
+    path_change,
+    response_delay,
+    response_sign,
+    travelled,
+)
 from worldloop.worldmodel.data import ShardWriter
 from worldloop.worldmodel.geometry import box_distance
 from worldloop.worldmodel.open_loop import Trace, force_ego
@@ -209,3 +217,13 @@ def test_a_run_with_the_reference(tmp_path) -> None:
             assert float(row["change"]) <= 0.1 * float(row["unaffected"])
     found = list(csv.DictReader((tmp_path / "run" / "responses.csv").open()))
     assert len(found) == sum(int(float(row["affected"])) for row in rows if row["world"] == "sumo")
+
+
+def test_who_is_gone_in_one_branch_is_compared_while_in_both() -> None:
+    """The same motion, but in one branch the agent leaves two steps earlier: its places are zeros from then on."""
+    kept = straight(8.0)
+    moved = replace(kept, valid=kept.valid.clone(), position=kept.position.clone())
+    moved.valid[..., -2:], moved.position[..., -2:, :] = False, 0.0
+    assert mean_change(moved, kept).max() == 0
+    speeds = [held_speed(trace, moved, kept) for trace in (moved, kept)]
+    assert response_delay(*speeds).isinf().all()

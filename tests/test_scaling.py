@@ -68,6 +68,10 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         run_scaling(Scaling((), tmp_path / "out"))
     with pytest.raises(ValueError, match="no run.json"):
         run_scaling(Scaling((tmp_path,), tmp_path / "out"))
+    with pytest.raises(ValueError, match="a run folder twice"):
+        run_scaling(Scaling((first, first), tmp_path / "out"))
+    with pytest.raises(ValueError, match="no number of validation_loss"):
+        run_scaling(Scaling((first, training(tmp_path / "nan", 10, 40, float("nan"))), tmp_path / "out"))
     (first / "run.json").write_text(json.dumps({"command": "train behavior", "status": "interrupted"}))
     with pytest.raises(ValueError, match="interrupted"):
         run_scaling(Scaling((first,), tmp_path / "out"))

@@ -9,7 +9,17 @@ from test_world import run, same
 from worldloop.worldmodel.data.shards import ShardWriter
 from worldloop.worldmodel.scene import HISTORY_STEPS, SignalState, stack
 from worldloop.worldmodel.signals import ADVANCED, SignalConfig, SignalModel, signal_ages, signal_places
-from worldloop.worldmodel.train_signals import Args, crossing_pairs, durations, main, read_logs
+from worldloop.worldmodel.train_signals import (
+    LEAST_STEPS,
+    Args,
+    Log,
+    crossing_pairs,
+    durations,
+    hazards,
+    main,
+    read_logs,
+    window_of,
+)
 from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld
 
 
@@ -131,3 +141,33 @@ def test_training_refuses_weights_that_draw_nothing(tmp_path, weight):
         writer.add(straight_road())
     with pytest.raises(ValueError, match="wanted a number above 0"):
         read_logs([f"{tmp_path / 'roads'}={weight}"])
+
+
+def test_coming_into_view_is_no_beginning():
+    unknown, stop = int(SignalState.UNKNOWN), int(SignalState.STOP)
+    age, known = signal_ages(torch.tensor([[unknown] * 6 + [stop] * 5, [int(SignalState.CAUTION)] * 6 + [stop] * 5]))
+    assert age.tolist() == [4, 4]
+    assert known.tolist() == [False, True]
+
+
+def test_the_same_moments_around_another_ego_are_no_validation(tmp_path):
+    for name, ego in (("train", "driver1"), ("held", "driver2")):
+        with ShardWriter(tmp_path / name) as writer:
+            writer.add(straight_road(f"sumo/crossing/7/100/{ego}"))
+    with pytest.raises(ValueError, match="are in both --data and --validation"):
+        main(Args((str(tmp_path / "train"),), (str(tmp_path / "held"),), tmp_path / "run"))
+    assert [window_of(id) for id in ("waymo/a", "sumo/t/1/2/driver3.4")] == ["waymo/a", "sumo/t/1/2"]
+
+
+def test_scenes_too_short_to_decide_in_are_refused_before_training(tmp_path):
+    with ShardWriter(tmp_path / "short") as writer:
+        writer.add(straight_road(steps=LEAST_STEPS - 1))
+    with pytest.raises(ValueError, match=f"at least {LEAST_STEPS} steps"):
+        read_logs([str(tmp_path / "short")])
+
+
+def test_a_signal_that_goes_out_of_view_does_not_advance():
+    state = torch.full((1, 30), int(SignalState.STOP))
+    valid = torch.arange(30)[None] < 20
+    log = Log(torch.zeros(1, 5), torch.where(valid, state, int(SignalState.UNKNOWN)), valid)
+    assert hazards([log], 5)[SignalState.STOP] < 1e-5

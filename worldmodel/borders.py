@@ -142,6 +142,7 @@ class OpenBorders:
         stays = state.valid & ~(leaves(state, due) | (due & (wreck * TIME_STEP >= WRECK_SECONDS)))
         memory = state.memory | {"border_wreck": wreck}
         state = replace(state, memory=memory, valid=stays, simulated=state.simulated & stays)
+        state = replace(state, uncertainty=torch.where(stays, state.uncertainty, 0.0))
         return self._admit(state, waiting) if waiting.any() else state
 
     def _admit(self, state: State, waiting: Tensor) -> State:
@@ -319,14 +320,17 @@ def _traffic(scene: Scene, entry: Tensor, allowed: Tensor, limit: Tensor) -> tup
 def _try_entry(state: State, queue: Tensor, draw: int) -> tuple[State, Tensor]:
     """Draw one of the `queue` (B, A) of each scene an entrance; return the state with it there, if there is room, and who."""
     scene, memory, row = state.scene, state.memory, torch.arange(len(state))
-    chance = lambda count, which: hashed_uniform(  # noqa: E731
-        state.key[:, None], state.step[:, None], torch.tensor(BORDER_CHANNEL + 2 * draw + which), torch.arange(count)
+    chance = lambda number, which: hashed_uniform(  # noqa: E731
+        state.key[:, None], state.step[:, None], torch.tensor(BORDER_CHANNEL + 2 * draw + which), number
     )
-    agent = torch.where(queue, chance(queue.shape[1], 0), -1.0).argmax(-1)
+    agent = torch.where(queue, chance(torch.arange(queue.shape[1]), 0), -1.0).argmax(-1)
+    # Starts of lines, their ends, and agents of the log are numbered apart: padding of one must not renumber the others.
+    counts = (scene.polyline_kind.shape[1], scene.polyline_kind.shape[1], scene.kind.shape[1])
+    places = torch.cat([3 * torch.arange(count) + group for group, count in enumerate(counts)])
     kind = scene.kind[row, agent]
     weight = memory["border_weight"][row, :, kind]
     # The first of exponential arrivals with these rates is drawn with a chance in proportion to its rate.
-    arrival = torch.where(weight > 0, -chance(weight.shape[1], 1).log() / weight.clamp(min=1e-6), torch.inf)
+    arrival = torch.where(weight > 0, -chance(places, 1).log() / weight.clamp(min=1e-6), torch.inf)
     choice = arrival.argmin(-1)
     pose, wanted = memory["border_entry"][row, choice], memory["border_speed"][row, choice, kind]
     size = scene.size[row, agent]

@@ -75,12 +75,8 @@ class IdmWorld:
         """Return the state in which agents `who` (B, A) bool begin anew where they are: lane, way, wanted speed."""
         rows = who.any(dim=1).nonzero()[:, 0]
         fresh, memory = self._ways(state.take(rows)), dict(state.memory)
-        widest = max(fresh["path_valid"].shape[-1], memory["path_valid"].shape[-1])
         for name, value in fresh.items():
             held = memory[name]
-            if name in ("path", "path_valid"):  # ways are as long as the longest of them
-                grow = lambda x: torch.cat((x, x.new_zeros(*x.shape[:2], widest - x.shape[2], *x.shape[3:])), dim=2)  # noqa: E731
-                held, value = grow(held), grow(value)
             chosen = who[rows].reshape(*value.shape[:2], *[1] * (value.ndim - 2))
             memory[name] = held.index_copy(0, rows, torch.where(chosen, value, held[rows]))
         return replace(state, memory=memory)
@@ -211,7 +207,8 @@ def _path(state: State, lanes: Tensor) -> tuple[Tensor, Tensor]:
     valid = scenes.polyline_valid[row, lanes.clamp(min=0)] & (lanes >= 0)[..., None]
     # A lane begins where the one before it ends: that point would be there twice.
     valid = torch.cat((valid[:, :, :1], valid[:, :, 1:] & (torch.arange(valid.shape[-1]) > 0)), dim=2).flatten(2)
-    order = (~valid).long().argsort(dim=-1, stable=True)[..., : max(int(valid.sum(-1).amax()), 2)]
+    # Ways are as wide as the map allows, however short: rows of batches put together later must fit.
+    order = (~valid).long().argsort(dim=-1, stable=True)
     point = point.flatten(2, 3).gather(2, order[..., None].expand(-1, -1, -1, 2))
     valid = valid.gather(2, order)
     none = ~valid[..., :1]

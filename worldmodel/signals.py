@@ -45,7 +45,8 @@ def signal_places(scene: Scene) -> Tensor:
 def signal_ages(state: Tensor) -> tuple[Tensor, Tensor]:
     """Return for how many ticks states (..., T) have shown the last one, and whether that was seen from its beginning: (...)."""
     same = (state == state[..., -1:]).flip(-1).long().cumprod(-1).sum(-1)
-    return same - 1, same < state.shape[-1]
+    before = state.gather(-1, (state.shape[-1] - 1 - same).clamp(min=0)[..., None])[..., 0]
+    return same - 1, (same < state.shape[-1]) & (before != SignalState.UNKNOWN)  # coming into view is no beginning
 
 
 class Exchange(nn.Module):
@@ -132,7 +133,10 @@ class SignalModel(nn.Module):
             moved = self(signal_places(scene)[due], before[due], known_since, known[due], valid[due], given[due])
             shows[due] = torch.where(over[due] & moved, ADVANCED[shows[due]], shows[due])
         changed = shows != before
-        return shows, {"signal_age": torch.where(changed, 0, age + 1), "signal_known": known | changed}
+        return shows, {
+            "signal_age": torch.where(changed, 0, age + 1),
+            "signal_known": torch.where(changed, before != SignalState.UNKNOWN, known),
+        }
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> SignalModel:

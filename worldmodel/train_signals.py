@@ -27,6 +27,9 @@ SHOWN = (SignalState.STOP, SignalState.CAUTION, SignalState.GO)
 SURE = 0.999
 """The baseline that knows no change: nothing advances, with this probability (with 1 its log likelihood would be infinite)."""
 
+LEAST_STEPS = HISTORY_STEPS + SignalConfig.decision_ticks + 1
+"""Shorter scenes show no decision after the present."""
+
 CARD = """# Signals of the learned world
 
 Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters.
@@ -86,6 +89,11 @@ class Log:
     weight: float = 1.0
 
 
+def window_of(id: str) -> str:
+    """Return what scenes have in common that show the same moments around another ego; of recordings that is the scene itself."""
+    return id.rpartition("/")[0] if id.startswith("sumo/") else id
+
+
 def read_logs(texts: Sequence[str]) -> list[Log]:
     """Read the signals of data sets, each window of a simulation around one ego; the scenes of a folder share its weight."""
     logs: list[Log] = []
@@ -93,11 +101,11 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
         name, _, weight = text.partition("=")
         dataset, found = SceneDataset.named(name), {}
         for row, id in enumerate(dataset.ids):
-            if (window := id.rpartition("/")[0]) in found:
+            if (window := window_of(id)) in found:
                 continue  # the same moments around another ego
             scene = dataset.load([row])
             moves = (scene.signal_state[0, :, 1:] != scene.signal_state[0, :, :-1]).any()
-            if scene.signal_valid.any():
+            if scene.signal_valid.any() and scene.steps >= LEAST_STEPS:
                 found[window] = Log(signal_places(scene)[0], scene.signal_state[0], scene.signal_valid[0], 2.0 if moves else 1.0)
         total = sum(log.weight for log in found.values())
         try:
@@ -108,7 +116,7 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
             raise ValueError(f"{text}: found the weight {weight}, wanted a number above 0")
         logs += [Log(log.place, log.state, log.valid, share / total) for log in found.values()]
     if not logs:
-        raise ValueError(f"{' '.join(texts)}: found no signal, wanted scenes with signals")
+        raise ValueError(f"{' '.join(texts)}: found no signal in scenes of at least {LEAST_STEPS} steps, wanted some")
     return logs
 
 
@@ -326,10 +334,13 @@ def main(args: Args) -> Path:
             "a rate above 0"
         )
     trained, kept = (
-        {id for text in texts for id in SceneDataset.named(text.partition("=")[0]).ids} for texts in (args.data, args.validation)
+        {window_of(id) for text in texts for id in SceneDataset.named(text.partition("=")[0]).ids}
+        for texts in (args.data, args.validation)
     )
     if shared := trained & kept:
-        raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
+        raise ValueError(
+            f"the moments of {len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them"
+        )
     require_free(args.out)
     logs, held_out = read_logs(args.data), read_logs(args.validation)
     torch.manual_seed(args.seed)
@@ -355,8 +366,9 @@ def main(args: Args) -> Path:
 
 def hazards(logs: Sequence[Log], ticks: int) -> Tensor:
     """Return how often each state (4,) advances in the time between two decisions, over all logs."""
-    old = torch.cat([log.state[:, :-ticks][log.valid[:, :-ticks]] for log in logs])
-    new = torch.cat([log.state[:, ticks:][log.valid[:, :-ticks]] for log in logs])
+    both = [log.valid[:, :-ticks] & log.valid[:, ticks:] for log in logs]
+    old = torch.cat([log.state[:, :-ticks][seen] for log, seen in zip(logs, both, strict=True)])
+    new = torch.cat([log.state[:, ticks:][seen] for log, seen in zip(logs, both, strict=True)])
     counts = torch.bincount(old, minlength=4).clamp(min=1)
     return (torch.bincount(old[new != old], minlength=4) / counts).clamp(1e-6, 1 - 1e-6)
 
