@@ -35,10 +35,10 @@ from ..worldmodel.open_loop import logged_ego, logged_futures, scored_agents
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.signals import SignalModel
-from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration
+from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
 from ..worldmodel.world import SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, ReplayWorld, random_keys
-from .fidelity import RESAMPLES, weights_checksum
-from .rollout import SAFE_ERROR
+from .bootstrap import interval, resampled
+from .rollout import SAFE_ERROR, SCENE_ERRORS
 
 HORIZONS = (1.0, 3.0, 5.0, 8.0)
 """Seconds at which rank correlations are given."""
@@ -194,17 +194,8 @@ def resamples(scene: Tensor, seed: int) -> Iterator[Tensor]:
     """Yield RESAMPLES bootstrap samples of rows: whole scenes are drawn, as their rows depend on each other; `scene` (n,)."""
     numbers, place, count = scene.unique(return_inverse=True, return_counts=True)
     members = place.argsort(stable=True).split(count.tolist())
-    for drawn in torch.randint(len(numbers), (RESAMPLES, len(numbers)), generator=seeded_generator(seed, "bootstrap")).tolist():
+    for drawn in resampled(len(numbers), seed).tolist():
         yield torch.cat([members[number] for number in drawn])
-
-
-def interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Return the 2.5 and 97.5 percentiles of those that are not None."""
-    found = torch.tensor([value for value in values if value is not None], dtype=torch.float64)
-    if len(found) == 0:
-        return None, None
-    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def correlations(rows: Rows, seed: int) -> list[dict[str, Any]]:
@@ -221,7 +212,8 @@ def correlations(rows: Rows, seed: int) -> list[dict[str, Any]]:
         error = some.error.mean(1)
         drawn = list(resamples(some.scene, seed)) if len(error) else []
         for measure, value in (("stated", some.stated.mean(1)), ("disagreement", some.disagreement), ("time", some.seconds)):
-            low, high = interval([rank_correlation(value[sample], error[sample]) for sample in drawn])
+            again = [rank_correlation(value[sample], error[sample]) for sample in drawn]
+            low, high = interval(torch.tensor([each for each in again if each is not None], dtype=torch.float64))
             row |= {measure: rank_correlation(value, error), f"{measure}_low": low, f"{measure}_high": high}
         found.append(row)
     return found
@@ -233,7 +225,7 @@ def reliability(rows: Rows, seed: int) -> list[dict[str, float]]:
     bins = [part for part in stated.argsort(stable=True).tensor_split(BINS) if len(part)]
     curve = []
     for part in bins:
-        low, high = interval([float(error[part][sample].mean()) for sample in resamples(rows.scene[part], seed)])
+        low, high = interval(torch.stack([error[part][sample].mean() for sample in resamples(rows.scene[part], seed)]))
         assert low is not None
         assert high is not None
         mean = {"stated_metres": float(stated[part].mean()), "measured_metres": float(error[part].mean())}
@@ -256,8 +248,8 @@ def safe_horizon(curve: Sequence[Mapping[str, float]], name: str, tolerance: flo
     return next((row["seconds"] for row in curve if row[name] > tolerance), None)
 
 
-def run_calibrate(args: Calibrate) -> None:
-    """Fit, check, or both, with a progress bar; print the tables and write the run folder.
+def run_calibrate(args: Calibrate) -> int:
+    """Fit, check, or both, with a progress bar; print the tables, write the run folder, return 1 if a scene failed.
 
     Raises:
         ValueError: an argument is out of range, a scene is both fitted on and checked, or no scene has a future to compare with.
@@ -282,20 +274,24 @@ def run_calibrate(args: Calibrate) -> None:
     if both := sorted({source.ids[number] for source, number in fit} & {source.ids[number] for source, number in check}):
         raise ValueError(f"{both[0]}: is in both --fit and --scenes: check on scenes that nothing was fitted on")
     out = args.out or dated_folder("calibrate")
-    results: dict[str, Any] = {"weights_checksum": checksum}
+    failures: list[str] = []
+    results: dict[str, Any] = {"weights_checksum": checksum, "failed": failures}
     with whole_run(out, "calibrate", asdict(args), args.seed) as run:
         if args.fit:
-            record = _fit(args, world, fit, checksum)
+            record = _fit(args, world, fit, checksum, failures)
             results["fit"] = record
             write_json(run.folder / CALIBRATION_FILE, record)
             calibration = Calibration(**record["coefficients"])
             world = LearnedWorld(world.model, args.temperature, args.top_p, calibration, world.signals)
         if args.scenes:
-            results["check"] = _check(args, world, check, run.folder)
+            results["check"] = _check(args, world, check, run.folder, failures)
         run.finish(results)
     if args.into is not None:
         write_json(args.into / CALIBRATION_FILE, results["fit"])
     _print_results(results, args, out)
+    for failure in failures:
+        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
+    return 1 if failures else 0
 
 
 def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDataset, int]]:
@@ -308,23 +304,33 @@ def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDatase
     return found
 
 
-def _observe_all(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], title: str) -> Rows:
+def _observe_all(
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], title: str, failures: list[str]
+) -> Rows:
+    """Return the rows of all scenes; what is wrong with those that fail is added to `failures`."""
     parts = []
     for number, (source, place) in enumerate(track(scenes, title, console=Console(stderr=True))):
-        rows = observe(world, source.load(place), number, args.rollouts, args.horizon, args.seed)
+        try:
+            rows = observe(world, source.load(place), number, args.rollouts, args.horizon, args.seed)
+        except SCENE_ERRORS as error:
+            failures.append(f"{source.ids[place]}: {error}")
+            continue
         if rows is not None:
             parts.append(rows)
     if not parts or not sum(len(part.error) for part in parts):
+        failed = f" ({len(failures)} failed, the first one: {failures[0]})" if failures else ""
         raise ValueError(
-            f"none of the {len(scenes)} scenes shows a scored road user after the first decision: give longer logs, or a longer "
-            f"--horizon than {args.horizon}"
+            f"none of the {len(scenes)} scenes shows a scored road user after the first decision{failed}: give longer logs, or a "
+            f"longer --horizon than {args.horizon}"
         )
     return Rows.join(parts)
 
 
-def _fit(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int) -> dict[str, Any]:
+def _fit(
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int, failures: list[str]
+) -> dict[str, Any]:
     """Return what `uncertainty.json` holds: the coefficients, and what they were fitted to."""
-    rows = _observe_all(args, world, scenes, "fitting")
+    rows = _observe_all(args, world, scenes, "fitting", failures)
     return {
         "coefficients": asdict(fit_calibration(rows)),
         "weights_checksum": checksum,
@@ -338,9 +344,11 @@ def _fit(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDatas
     }
 
 
-def _check(args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path) -> dict[str, Any]:
+def _check(
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path, failures: list[str]
+) -> dict[str, Any]:
     """Return the figures of what the world states on these scenes, and write the files."""
-    rows = _observe_all(args, world, scenes, "checking")
+    rows = _observe_all(args, world, scenes, "checking", failures)
     every = {name: tensor.double().flatten(1).mean(1) if tensor.ndim > 1 else tensor for name, tensor in vars(rows).items()}
     names = [source.ids[number] for source, number in scenes]
     columns = {name: tensor.tolist() for name, tensor in every.items()}

@@ -14,8 +14,7 @@ from tyro.conf import Positional, arg
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.files import replacing, write_text
 from ..worldmodel.run import read_metrics
-from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration
-from .fidelity import weights_checksum
+from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 

@@ -46,10 +46,11 @@ from ..worldmodel.files import write_csv
 from ..worldmodel.open_loop import Trace, force_ego
 from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
+from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import SHIPPED_WEIGHTS, LearnedWorld, World, random_keys
-from .fidelity import RESAMPLES, weights_checksum
+from .bootstrap import interval, resampled
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
-from .rollout import open_scenes
+from .rollout import SCENE_ERRORS, open_scenes
 
 LEARNED, REFERENCE = "learned", "sumo"
 
@@ -70,9 +71,6 @@ FIGURES = {
 
 COUNTS = ("affected", "slower", "same", "faster", "unaffected", "unsteady", "followers")
 ALL = "all"
-
-SCENE_ERRORS = (ValueError, OSError)
-"""What fails a scenario and not the run: a broken scene or recipe, a log that is too short, a SUMO that died."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ def summarise(rows: Sequence[Row], seed: int) -> list[Row]:
             sums: Row = {"intervention": name, "world": world, "scenes": len(scenes), "cases": len(found)}
             sums |= {count: sum(row[count] for row in found) for count in COUNTS}
             place = torch.tensor([scenes.index(row["scene"]) for row in found])
-            drawn = torch.randint(len(scenes), (RESAMPLES, len(scenes)), generator=seeded_generator(seed, "bootstrap"))
+            drawn = resampled(len(scenes), seed)
             for figure, pair in FIGURES.items():
                 above, below = (
                     torch.zeros(len(scenes), dtype=torch.float64).index_add(
@@ -333,9 +331,7 @@ def _ratio(name: str, above: Tensor, below: Tensor, drawn: Tensor) -> Row:
     """A ratio of sums over scenes (N,) and the ends of its interval from resamples (R, N); None where nothing counts."""
     if below.sum() == 0:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    weight = below[drawn].sum(1)
-    ratios = (above[drawn].sum(1) / weight)[weight > 0]
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = interval(above[drawn].sum(1) / below[drawn].sum(1))
     return {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
 
 

@@ -35,8 +35,10 @@ from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import Simulator
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
+from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, State, movable, random_keys
-from .fidelity import RESAMPLES, weights_checksum
+from .bootstrap import interval, resampled
+from .rollout import SCENE_ERRORS
 
 FIGURES = {
     "density": ("road users a scene", "agents", "samples"),
@@ -156,7 +158,7 @@ def quantile(speeds: Tensor, share: float) -> float | None:
 
 def summarise(tallies: Sequence[Tally], window: int, seed: int) -> dict[str, Any]:
     """Return start, end, ratio and its 95 % interval (bootstrap over scenes) of every figure; None where nothing was counted."""
-    drawn = torch.randint(len(tallies), (RESAMPLES, len(tallies)), generator=seeded_generator(seed, "bootstrap"))
+    drawn = resampled(len(tallies), seed)
     sums = torch.stack([tally.sums for tally in tallies])
     ends = torch.stack((sums[..., :window].sum(-1), sums[..., -window:].sum(-1)), dim=1)  # (scenes, 2, sums)
     result: dict[str, Any] = {"scenes": len(tallies)}
@@ -186,8 +188,7 @@ def summarise(tallies: Sequence[Tally], window: int, seed: int) -> dict[str, Any
 
 def _ratio(name: str, value: float, again: Tensor) -> dict[str, float | None]:
     """A ratio with its 95 % interval over the resamples (R,) in which there is one."""
-    again = again[again.isfinite()]
-    low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=again.dtype)).tolist() if len(again) else (None, None)
+    low, high = interval(again)
     return {f"{name}_ratio": _number(value), f"{name}_ratio_low": low, f"{name}_ratio_high": high}
 
 
@@ -195,11 +196,11 @@ def _number(value: float) -> float | None:
     return value if abs(value) < float("inf") else None  # NaN is not below either
 
 
-def run_endurance(args: Endurance) -> None:
-    """Run all worlds on all scenes with a progress bar; print the table and write the run folder.
+def run_endurance(args: Endurance) -> int:
+    """Run all worlds on all scenes with a progress bar; print the table, write the run folder, return 1 if a scene failed.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or all scenes failed.
     """
     if args.rollouts < 1 or args.window < 1 or args.seconds < 2 * args.window:
         raise ValueError(
@@ -217,25 +218,36 @@ def run_endurance(args: Endurance) -> None:
     scenes = [(source, number) for source in sources for number in range(len(source))]
     if not scenes:
         raise ValueError("found no scenes: name at least one data set after --scenes")
-    todo = [(source, number, name) for source, number in scenes for name in worlds]
     out = args.out or dated_folder("endurance")
     with whole_run(out, "endurance", asdict(args), args.seed) as run:
         tallies: dict[str, list[Tally]] = {name: [] for name in worlds}
         rows: list[dict[str, Any]] = []
-        for source, number, name in track(todo, "running", console=Console(stderr=True)):
-            scene = source.load(number)
-            tally = endure(worlds[name], scene, args, seeded_generator(args.seed, f"endurance {scene.id[0]}"))
-            tallies[name].append(tally)
-            for second, sums in enumerate(tally.sums.T.tolist()):
-                rows.append({"scene": scene.id[0], "world": name, "second": second} | dict(zip(SUMS, sums, strict=True)))
+        failures: list[str] = []
+        for source, number in track(scenes, "running", console=Console(stderr=True)):
+            try:
+                scene = source.load(number)
+                purpose = f"endurance {scene.id[0]}"
+                found = {name: endure(world, scene, args, seeded_generator(args.seed, purpose)) for name, world in worlds.items()}
+            except SCENE_ERRORS as error:
+                failures.append(f"{source.ids[number]}: {error}")
+                continue
+            for name, tally in found.items():
+                tallies[name].append(tally)
+                for second, sums in enumerate(tally.sums.T.tolist()):
+                    rows.append({"scene": scene.id[0], "world": name, "second": second} | dict(zip(SUMS, sums, strict=True)))
+        if len(failures) == len(scenes):
+            raise ValueError(f"all {len(scenes)} scenes failed, the first one: {failures[0]}")
         summary = [{"world": name} | summarise(found, args.window, args.seed) for name, found in tallies.items()]
         write_csv(run.folder / "scenes.csv", rows)
         write_csv(run.folder / "summary.csv", summary)
         curves = {title: {name: _curve(found, *of) for name, found in tallies.items()} for title, *of in FIGURES.values()}
         draw_curves(run.folder / "endurance.png", curves, [second + 0.5 for second in range(args.seconds)])
         checksum = weights_checksum(args.weights or SHIPPED_WEIGHTS)
-        run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum})
+        run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum, "failed": failures})
     _print_table(summary, args, out)
+    for failure in failures:
+        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
+    return 1 if failures else 0
 
 
 def _curve(tallies: Sequence[Tally], above: str, below: str) -> list[float | None]:

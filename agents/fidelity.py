@@ -11,7 +11,6 @@ the agents of `open_loop.scored_agents`, and the recording car. Figures, each a 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +38,9 @@ from ..worldmodel.open_loop import (
 )
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
+from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
+from .bootstrap import interval, resampled
 
 LOG = "log"
 """The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
@@ -62,9 +63,6 @@ UNITS = {
     "time_to_collision": "s",
     "distance_to_road_edge": "m",
 }
-
-RESAMPLES = 1000
-"""Bootstrap resamples of scenes for the 95 % intervals."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def finish_rows(rows: Sequence[Row], year: int) -> None:
 
 def summarise(rows: Sequence[Row], log_rows: Sequence[Row], seed: int) -> Row:
     """Return each figure over all scenes with its 95 % interval (percentile bootstrap over scenes); None where nothing counts."""
-    drawn = torch.randint(len(rows), (RESAMPLES, len(rows)), generator=seeded_generator(seed, "bootstrap"))
+    drawn = resampled(len(rows), seed)
     result: Row = {"scenes": len(rows)}
     for name in FIGURES:
         above, below = ("rmm", log_rows) if name == "rmm_ratio" else (name, rows)
@@ -148,9 +146,7 @@ def summarise(rows: Sequence[Row], log_rows: Sequence[Row], seed: int) -> Row:
         if weight.sum() == 0:
             result |= {name: None, f"{name}_low": None, f"{name}_high": None}
             continue
-        totals = weight[drawn].sum(1)
-        means = (value[drawn].sum(1) / totals)[totals > 0]
-        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        low, high = interval(value[drawn].sum(1) / weight[drawn].sum(1))
         result |= {name: float(value.sum() / weight.sum()), f"{name}_low": low, f"{name}_high": high}
     return result
 
@@ -166,11 +162,6 @@ def shares(features: ObjectFeatures, asked: Mapping[str, Tensor] | None = None) 
         else:
             counts[name] = histogram_counts(name, features.values[name], where.expand_as(features.defined[name])).double().sum(0)
     return counts
-
-
-def weights_checksum(folder: Path) -> int:
-    """Return the CRC-32 of a model folder's weights, by which a run says whose figures it holds."""
-    return zlib.crc32((folder / "model.safetensors").read_bytes())
 
 
 def run_fidelity(args: Fidelity) -> None:

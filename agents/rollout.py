@@ -33,6 +33,9 @@ from .policy import Policy
 POLICY_FAULTS = (LookupError, TypeError, AttributeError, NameError, RuntimeError, ArithmeticError, AssertionError)
 """What a mistake in a policy's code raises, beside ValueError: it fails the scenario and not the rollout."""
 
+SCENE_ERRORS = (ValueError, OSError)
+"""What fails a scenario and not the run: a broken scene or recipe, a log that is too short, a SUMO that died."""
+
 SAFE_ERROR = 2.0
 """Metres of expected error up to which a rollout is to be believed: about half a car's length."""
 

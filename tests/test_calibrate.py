@@ -25,12 +25,11 @@ from worldloop.agents.calibrate import (
     run_calibrate,
     safe_horizon,
 )
-from worldloop.agents.fidelity import weights_checksum
 from worldloop.envs import DriveVectorEnv
 from worldloop.worldmodel.data import ShardWriter
 from worldloop.worldmodel.open_loop import logged_ego
 from worldloop.worldmodel.scene import Scene
-from worldloop.worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, STEP, Calibration
+from worldloop.worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, STEP, Calibration, weights_checksum
 from worldloop.worldmodel.world import LearnedWorld, ReplayWorld, State
 
 GIVEN = Calibration(0.3, 0.8, 1.2)

@@ -5,8 +5,7 @@ import pytest
 import torch
 from models import tiny_model
 from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
-from worldloop.agents.fidelity import weights_checksum
-from worldloop.worldmodel.uncertainty import Calibration
+from worldloop.worldmodel.uncertainty import Calibration, weights_checksum
 
 
 def figures(world, value):

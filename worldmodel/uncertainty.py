@@ -33,6 +33,11 @@ STEP = 0.01
 CALIBRATION_FILE = "uncertainty.json"
 
 
+def weights_checksum(folder: Path) -> int:
+    """Return the CRC-32 of a model folder's weights, by which figures and coefficients say whose they are."""
+    return zlib.crc32((folder / "model.safetensors").read_bytes())
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Coefficients of the formula above; as they stand here the error is the spread itself, which ranks but is not its size."""
@@ -61,7 +66,7 @@ class Calibration:
         path = folder / CALIBRATION_FILE
         try:
             record = json.loads(path.read_text())
-            if record["weights_checksum"] != zlib.crc32((folder / "model.safetensors").read_bytes()):
+            if record["weights_checksum"] != weights_checksum(folder):
                 raise ValueError("it was fitted to other weights")
             return cls(**record["coefficients"])
         except FileNotFoundError:
