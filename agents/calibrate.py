@@ -348,7 +348,9 @@ def _check(
     args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path, failures: list[str]
 ) -> dict[str, Any]:
     """Return the figures of what the world states on these scenes, and write the files."""
+    before = len(failures)
     rows = _observe_all(args, world, scenes, "checking", failures)
+    failed = len(failures) - before
     every = {name: tensor.double().flatten(1).mean(1) if tensor.ndim > 1 else tensor for name, tensor in vars(rows).items()}
     names = [source.ids[number] for source, number in scenes]
     columns = {name: tensor.tolist() for name, tensor in every.items()}
@@ -367,7 +369,7 @@ def _check(
     return {
         "calibrated": world.calibrated,
         "scenes": len(rows.scene.unique()),
-        "left_out": len(scenes) - len(rows.scene.unique()),
+        "left_out": len(scenes) - len(rows.scene.unique()) - failed,
         "rank_correlations": correlations(rows, args.seed),
         "reliability": curve,
         "tolerance": args.tolerance,

@@ -35,7 +35,6 @@ from torch import Tensor
 from .behavior import hashed_uniform, unit
 from .dynamics import IntelligentDriver, Motion
 from .geometry import box_corners, boxes_overlap, polyline_direction, to_local, wrap_angle
-from .idm import IdmWorld
 from .raster import distance_to_segment
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene
 from .world import LearnedWorld, ReplayWorld, State, World, movable
@@ -82,10 +81,14 @@ BORDER_CHANNEL = 4_000_000
 
 
 class DrivingWorld(World, Protocol):
-    """A world that can drive the ego as well: with None it is one of the agents that the world moves."""
+    """A world that can drive the ego as well, with None for its motion, and lets agents begin anew in the middle of a run."""
 
     def step(self, state: State, ego: Motion | None) -> State:
         """See `World.step`."""
+        ...
+
+    def enter(self, state: State, who: Tensor) -> State:
+        """Return the state in which agents `who` (B, A) bool begin anew where they are."""
         ...
 
 
@@ -94,7 +97,7 @@ class OpenBorders:
 
     Args:
         world: what moves everyone: `LearnedWorld`, `IdmWorld`, `ConstantVelocityWorld`, or another one that moves whoever is
-            valid in the `State` from where it is.
+            valid in the `State` from where it is, and has `enter`.
 
     What is remembered stands in `State.memory`: `border_entry` (B, E, 4) x, y, z of the ground and heading of the entrances,
     `border_weight` and `border_speed` (B, E, 3) by kind, `border_exit` (B, L, 3) end and direction of lanes that nothing follows
@@ -154,14 +157,9 @@ class OpenBorders:
             few, enters = _try_entry(few, queue & ~entered, draw)
             entered = entered | enters
         memory = few.memory | {"border_entries": few.memory["border_entries"] + entered.long()}
-        if "cache_valid" in memory:  # the learned world's memory of who had the place before
-            memory["cache_valid"] = memory["cache_valid"] & ~entered[..., None]
-            memory["spread"] = memory["spread"].masked_fill(entered[..., None], 0.0)
-            memory["entered"] = torch.where(entered, few.step[:, None], memory["entered"])
         state = state.put(rows, replace(few, memory=memory))
-        if isinstance(self.world, IdmWorld) and entered.any():
-            state = self.world.enter(state, torch.zeros_like(waiting).index_copy(0, rows, entered))
-        return state
+        who = torch.zeros_like(waiting).index_copy(0, rows, entered)
+        return self.world.enter(state, who) if entered.any() else state
 
 
 def wrecked(state: State) -> Tensor:

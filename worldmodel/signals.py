@@ -106,17 +106,18 @@ class SignalModel(nn.Module):
             decided[:, one] = able[:, one] & (given[:, one] < logits(slice(one, one + 1), decided)[:, 0].sigmoid())
         return decided
 
-    def begin(self, past: Tensor) -> dict[str, Tensor]:
-        """Return what is remembered of signals that have shown the states `past` (B, S, T)."""
-        return dict(zip(("signal_age", "signal_known"), signal_ages(past), strict=True))
+    def begin(self, scene: Scene, past: Tensor) -> dict[str, Tensor]:
+        """Return what is remembered of signals that have shown the states `past` (B, S, T), and what does not change of them."""
+        age, known = signal_ages(past)
+        last = torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
+        return {"signal_age": age, "signal_known": known, "signal_last": last, "signal_place": signal_places(scene)}
 
     def go_on(
-        self, scene: Scene, step: Tensor, shown: tuple[Tensor, Tensor], valid: Tensor, memory: dict[str, Tensor], given: Tensor
+        self, step: Tensor, shown: tuple[Tensor, Tensor], valid: Tensor, memory: dict[str, Tensor], given: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what the signals show (B, S), those whose log is over as the network decides, and what is remembered then.
 
         Args:
-            scene: B scenes.
             step: (B,) ticks since the present, after this one.
             shown: states (B, S) before this tick, and those that the log shows (or holds) after it.
             valid: (B, S) bool.
@@ -124,13 +125,12 @@ class SignalModel(nn.Module):
             given: (B, S) uniform random numbers of this tick.
         """
         (before, logged), age, known, ticks = shown, memory["signal_age"], memory["signal_known"], self.config.decision_ticks
-        last = torch.where(scene.signal_valid, torch.arange(scene.steps), 0).amax(-1)
-        over = (HISTORY_STEPS + step)[:, None] > last
+        over = (HISTORY_STEPS + step)[:, None] > memory["signal_last"]
         shows = torch.where(over, before, logged)
         due = (over.any(-1) & (step % ticks == 0)).nonzero()[:, 0]
         if len(due):
             known_since = (age[due] - ticks + 1).clamp(min=0)  # it decides at once what the next `ticks` bring
-            moved = self(signal_places(scene)[due], before[due], known_since, known[due], valid[due], given[due])
+            moved = self(memory["signal_place"][due], before[due], known_since, known[due], valid[due], given[due])
             shows[due] = torch.where(over[due] & moved, ADVANCED[shows[due]], shows[due])
         changed = shows != before
         return shows, {

@@ -35,7 +35,12 @@ CARD = """# Signals of the learned world
 Decides every half second which signals advance (GO, CAUTION, STOP, GO) where the log has ended. {parameters:,} parameters.
 Written by `worldloop train signals`; `worldloop.worldmodel.signals` describes it.
 
-Recipe: `{arguments}`. Trained on SUMO signals alone; fixed and actuated programs, no recorded ones.
+Recipe: `{arguments}`.
+
+Read from (an id of SUMO's scenes is sumo/TEMPLATE/SEED of the network/second/ego, the seed beginning with that of
+`worldloop data generate`):
+
+{sources}
 
 On {scenes:.0f} scenes that were held out ({rows:.0f} of them long enough to run free for {seconds:.0f} s):
 
@@ -92,6 +97,17 @@ class Log:
 def window_of(id: str) -> str:
     """Return what scenes have in common that show the same moments around another ego; of recordings that is the scene itself."""
     return id.rpartition("/")[0] if id.startswith("sumo/") else id
+
+
+def sources_of(texts: Sequence[str]) -> str:
+    """Return what data sets hold, as a list in Markdown, so that they can be made again."""
+    lines = []
+    for text in texts:
+        dataset = SceneDataset.named(text.partition("=")[0])
+        steps, windows = dataset.sizes()["T"], len({window_of(id) for id in dataset.ids})
+        ends = f"`{dataset.ids[0]}` to `{dataset.ids[-1]}`"
+        lines.append(f"- `{text.rsplit('/', 1)[-1]}`: {len(dataset)} scenes of up to {steps} steps in {windows} windows, {ends}")
+    return "\n".join(lines)
 
 
 def read_logs(texts: Sequence[str]) -> list[Log]:
@@ -354,6 +370,7 @@ def main(args: Args) -> Path:
         bar = progress.add_task("training", total=args.steps, loss=math.nan)
         train(model.train(), logs, args, lambda loss: progress.update(bar, advance=1, loss=loss), run.log)
         results = evaluate(model.eval(), held_out, hazards(logs, model.config.decision_ticks), args, run.folder)
+        results["sources"] = sources_of((*args.data, *args.validation))
         results |= {"parameters": sum(p.numel() for p in model.parameters()), "training_windows": len(logs)}
         save(model, run.folder / "model", recorded, results)
         run.finish(results)

@@ -201,6 +201,10 @@ class ConstantVelocityWorld:
         ahead = torch.nn.functional.pad(state.velocity * TIME_STEP, (0, 1))
         return after_step(state, ego, torch.where(moving[..., None], state.position + ahead, state.position), state.heading)
 
+    def enter(self, state: State, who: Tensor) -> State:
+        """Return the state in which agents `who` (B, A) bool begin anew where they are: nothing is remembered of anyone."""
+        return state
+
 
 class LearnedWorld:
     """Others are predicted by the behaviour model, which sees what the ego has really done.
@@ -272,7 +276,8 @@ class LearnedWorld:
         memory["entered"] = torch.zeros(state.valid.shape, dtype=torch.int64)  # the step since which each is simulated
         if self.signals is not None:
             steps = range(-HISTORY_STEPS, 1)
-            memory |= self.signals.begin(torch.stack([logged_signals(scenes, state.step + at)[0] for at in steps], dim=-1))
+            past = torch.stack([logged_signals(scenes, state.step + at)[0] for at in steps], dim=-1)
+            memory |= self.signals.begin(scenes, past)
         return replace(state, memory=memory)
 
     @torch.no_grad()
@@ -300,9 +305,17 @@ class LearnedWorld:
             state.key[:, None], following.step[:, None], torch.arange(state.signal_state.shape[1]), torch.tensor(-1)
         )
         shown, remembered = self.signals.go_on(
-            state.scene, following.step, (state.signal_state, following.signal_state), state.signal_valid, state.memory, given
+            following.step, (state.signal_state, following.signal_state), state.signal_valid, state.memory, given
         )
         return replace(following, signal_state=shown, memory=following.memory | remembered)
+
+    def enter(self, state: State, who: Tensor) -> State:
+        """Return the state in which agents `who` (B, A) bool begin anew where they are: of their places' past nothing is kept."""
+        memory = dict(state.memory)
+        memory["cache_valid"] = memory["cache_valid"] & ~who[..., None]
+        memory["spread"] = memory["spread"].masked_fill(who[..., None], 0.0)
+        memory["entered"] = torch.where(who, state.step[:, None], memory["entered"])
+        return replace(state, memory=memory)
 
     def _decide(self, state: State) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now."""
