@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from worldloop.worldmodel.data import ShardWriter
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.scene import (
     HISTORY_STEPS,
@@ -132,3 +135,13 @@ def moved(scene: Scene, angle: float, shift: tuple[float, float]) -> Scene:
         signal_heading=scene.signal_heading + turn,
         route=points(scene.route),
     )
+
+
+def damaged(folder: Path, scenes: Scene) -> str:
+    """Write a data set whose first scene does not have the checksum that its index says, and return its folder."""
+    with ShardWriter(folder) as writer:
+        writer.add(scenes)
+    index = json.loads((folder / "index.json").read_text())
+    index["scenes"][0]["crc32"] += 1
+    (folder / "index.json").write_text(json.dumps(index))
+    return str(folder)

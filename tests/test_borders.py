@@ -12,7 +12,7 @@ from worldloop.envs import DriveVectorEnv, open_world
 from worldloop.worldmodel.borders import OpenBorders, entrances, in_known_area
 from worldloop.worldmodel.geometry import box_corners, boxes_overlap
 from worldloop.worldmodel.idm import IdmWorld
-from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState
+from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState, stack
 from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.uncertainty import Calibration
 from worldloop.worldmodel.world import (
@@ -254,9 +254,11 @@ def test_an_entrant_is_as_unsure_as_one_that_has_just_begun():
 
 
 def test_padding_of_the_map_changes_nobodys_coming():
-    scenes = busy_roads()
-    padded = scenes.pad({"L": scenes.polyline.shape[1] + 20})
-    for inner in (ConstantVelocityWorld(), IdmWorld()):
+    """Neither where lanes are the entrances nor where places of the log are, whose numbers follow those of lanes."""
+    roads = busy_roads()
+    bare = replace(roads, polyline_valid=roads.polyline_valid & False, lane_link_valid=roads.lane_link_valid & False)
+    for inner, scenes in ((ConstantVelocityWorld(), roads), (IdmWorld(), roads), (ConstantVelocityWorld(), bare)):
+        padded = scenes.pad({"L": scenes.polyline.shape[1] + 20})
         one, other = (run(OpenBorders(inner), each, 250)[-1] for each in (scenes, padded))
         assert one.memory["border_entries"].sum() > 0
         assert torch.equal(one.memory["border_entries"], other.memory["border_entries"])
@@ -274,6 +276,10 @@ def test_who_has_left_is_not_unsure():
 
 def test_rules_begin_anew_in_environments():
     """Rows of a reset must fit those that go on, however long the ways of each are."""
+    road = straight_road()
+    both = stack([road, replace(road, polyline_valid=road.polyline_valid & False)])  # with lanes, and with none to follow
+    memory = [IdmWorld().reset(both.take(rows), keys(len(rows))).memory for rows in ([0, 1], [0], [1])]
+    assert len({each["path"].shape[1:] for each in memory}) == 1
     for world in (IdmWorld(), OpenBorders(IdmWorld())):
         env = DriveVectorEnv(2, busy_roads(), world, horizon=7, terminate_on=())
         env.reset(seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny_model
-from scenes import CONE, EGO, several_roads, straight_road
+from scenes import CONE, EGO, damaged, several_roads, straight_road
 from worldloop.agents.calibrate import (
     Calibrate,
     Rows,
@@ -26,11 +27,13 @@ from worldloop.agents.calibrate import (
     safe_horizon,
 )
 from worldloop.envs import DriveVectorEnv
+from worldloop.worldmodel.behavior import BehaviorModel
 from worldloop.worldmodel.data import ShardWriter
 from worldloop.worldmodel.open_loop import logged_ego
-from worldloop.worldmodel.scene import Scene
+from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
+from worldloop.worldmodel.signals import SignalModel
 from worldloop.worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, STEP, Calibration, weights_checksum
-from worldloop.worldmodel.world import LearnedWorld, ReplayWorld, State
+from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld, ReplayWorld, State
 
 GIVEN = Calibration(0.3, 0.8, 1.2)
 
@@ -209,6 +212,50 @@ def test_a_run_fits_checks_and_puts_the_coefficients_beside_the_weights(tmp_path
     again = LearnedWorld.from_pretrained(tmp_path / "model")
     assert again.calibrated
     assert vars(again.calibration) == results["fit"]["coefficients"]
+
+
+def test_it_fits_and_checks_the_world_that_is_shipped(tmp_path: Path) -> None:
+    """Signals whose log ends at the present go on, in the fit, in the check after it, and in a check alone."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    roads = several_roads(4)
+    short = replace(roads, signal_valid=roads.signal_valid & (torch.arange(roads.steps) <= HISTORY_STEPS))
+    fit, check = data_set(tmp_path / "fit", short.take([0, 1])), data_set(tmp_path / "check", short.take([2, 3]))
+    common = {"weights": tmp_path / "model", "rollouts": 4, "horizon": 80}
+    assert run_calibrate(Calibrate((fit,), (check,), into=tmp_path / "model", out=tmp_path / "both", **common)) == 0
+    assert run_calibrate(Calibrate((), (check,), out=tmp_path / "alone", **common)) == 0
+    assert (tmp_path / "both" / "rows.csv").read_text() == (tmp_path / "alone" / "rows.csv").read_text()
+    silent, moving = (
+        LearnedWorld(BehaviorModel.from_pretrained(tmp_path / "model"), signals=signals)
+        for signals in (None, SignalModel.from_pretrained(SHIPPED_SIGNALS))
+    )
+    fitted = json.loads((tmp_path / "both" / CALIBRATION_FILE).read_text())["coefficients"]
+    scenes = [short.take([number]) for number in (0, 1)]
+    one, other = (
+        fit_calibration(Rows.join([observe(world, scene, n, 4, 80, 0) for n, scene in enumerate(scenes)]))  # pyright: ignore
+        for world in (silent, moving)
+    )
+    assert fitted == vars(other)
+    assert fitted != vars(one)
+
+
+def test_a_stale_calibration_is_renewed(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    record = {"coefficients": vars(GIVEN), "weights_checksum": 3}
+    (tmp_path / "model" / CALIBRATION_FILE).write_text(json.dumps(record))
+    fit = (data_set(tmp_path / "roads", several_roads(2)),)
+    asked = Calibrate(fit, weights=tmp_path / "model", into=tmp_path / "model", rollouts=2, horizon=30, out=tmp_path / "run")
+    assert run_calibrate(asked) == 0
+    assert LearnedWorld.from_pretrained(tmp_path / "model").calibrated
+
+
+def test_a_damaged_scene_is_counted_and_the_others_are_used(tmp_path: Path, capsys) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    roads = damaged(tmp_path / "roads", several_roads(3))
+    asked = Calibrate(scenes=(roads,), weights=tmp_path / "model", rollouts=2, horizon=30, out=tmp_path / "run")
+    assert run_calibrate(asked) == 1
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert (results["check"]["scenes"], results["check"]["left_out"], len(results["failed"])) == (2, 0, 1)
+    assert "failed: hand/0: " in capsys.readouterr().err
 
 
 def test_bad_input_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -189,6 +189,9 @@ def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:
     with pytest.raises(ValueError, match="all of the 1 scenes failed, the first one"):
         run_counterfactual(alone)
     assert not (tmp_path / "third").exists()
+    creeping = replace(args, world="learned", limit=2, interventions=("creep",), out=tmp_path / "third")
+    with pytest.raises(ValueError, match="none of the 2 scenes lets the ego do what was asked for"):
+        run_counterfactual(creeping)  # there is no junction
     with pytest.raises(ValueError, match="wanted at least 2 samples"):
         run_counterfactual(replace(args, samples=1, out=tmp_path / "third"))
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import tiny_model
-from scenes import EGO, FOLLOWER, LEADER, several_roads, straight_road
+from scenes import EGO, FOLLOWER, LEADER, damaged, several_roads, straight_road
 from worldloop.agents.endurance import (
     SPEED_BINS,
     SUMS,
@@ -111,7 +111,7 @@ def test_a_run_writes_figures_and_curves(tmp_path):
     with ShardWriter(tmp_path / "roads") as writer:
         writer.add(several_roads(2))
     roads = (str(tmp_path / "roads"),)
-    run_endurance(arguments(scenes=roads, weights=tmp_path / "model", rollouts=2, out=tmp_path / "run"))
+    assert run_endurance(arguments(scenes=roads, weights=tmp_path / "model", rollouts=2, out=tmp_path / "run")) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "finished"
     worlds = [row["world"] for row in record["results"]["worlds"]]
@@ -133,3 +133,17 @@ def test_no_scenes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="found no scenes"):
         run_endurance(arguments(out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_scene_is_counted_and_the_others_run(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "model")
+    args = arguments(scenes=(damaged(tmp_path / "roads", several_roads(2)),), weights=tmp_path / "model", out=tmp_path / "run")
+    assert run_endurance(args) == 1
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert [row["scenes"] for row in results["worlds"]] == [1, 1, 1, 1]
+    assert len(results["failed"]) == 1
+    assert "failed: hand/0: " in capsys.readouterr().err
+    alone = replace(args, scenes=(f"{tmp_path / 'roads'}:hand/0",), out=tmp_path / "second")
+    with pytest.raises(ValueError, match="all 1 scenes failed, the first one: hand/0"):
+        run_endurance(alone)
+    assert not (tmp_path / "second").exists()

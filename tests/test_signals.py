@@ -171,3 +171,24 @@ def test_a_signal_that_goes_out_of_view_does_not_advance():
     valid = torch.arange(30)[None] < 20
     log = Log(torch.zeros(1, 5), torch.where(valid, state, int(SignalState.UNKNOWN)), valid)
     assert hazards([log], 5)[SignalState.STOP] < 1e-5
+
+
+def test_one_tick_by_hand():
+    """Two signals at a decision: the log of the first is over, that of the second goes on and brings it into view."""
+    unknown, stop, go, caution = (
+        int(state) for state in (SignalState.UNKNOWN, SignalState.STOP, SignalState.GO, SignalState.CAUTION)
+    )
+    model = lively()
+    memory = {"signal_age": torch.tensor([[20, 20]]), "signal_known": torch.tensor([[True, True]])}
+    memory |= {"signal_last": torch.tensor([[HISTORY_STEPS, 90]]), "signal_place": torch.zeros(1, 2, 5)}
+    before, logged, both = torch.tensor([[go, unknown]]), torch.tensor([[go, stop]]), torch.ones(1, 2, dtype=torch.bool)
+    surely = torch.zeros(1, 2)  # a random number below every chance: whoever may advance does
+    shown, after = model.go_on(torch.tensor([5]), (before, logged), both, memory, surely)
+    assert shown.tolist() == [[caution, stop]]
+    assert after["signal_age"].tolist() == [[0, 0]]
+    assert after["signal_known"].tolist() == [[True, False]]  # the second one's red may have begun long ago
+    held, later = model.go_on(torch.tensor([6]), (shown, logged), both, memory | after, surely)
+    assert held.tolist() == shown.tolist()  # no decision is due
+    assert later["signal_age"].tolist() == [[1, 1]]
+    following, _ = model.go_on(torch.tensor([10]), (shown, torch.tensor([[go, go]])), both, memory | after, surely)
+    assert following.tolist() == [[stop, go]]  # the second follows its log and does not advance beyond it
