@@ -219,7 +219,8 @@ def test_it_fits_and_checks_the_world_that_is_shipped(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     roads = several_roads(4)
     short = replace(roads, signal_valid=roads.signal_valid & (torch.arange(roads.steps) <= HISTORY_STEPS))
-    fit, check = data_set(tmp_path / "fit", short.take([0, 1])), data_set(tmp_path / "check", short.take([2, 3]))
+    again = replace(short, id=tuple(f"again/{number}" for number in range(4)))
+    fit, check = data_set(tmp_path / "fit", short.take([0, 1])), data_set(tmp_path / "check", again)
     common = {"weights": tmp_path / "model", "rollouts": 4, "horizon": 80}
     assert run_calibrate(Calibrate((fit,), (check,), into=tmp_path / "model", out=tmp_path / "both", **common)) == 0
     assert run_calibrate(Calibrate((), (check,), out=tmp_path / "alone", **common)) == 0
