@@ -36,7 +36,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
-from ..worldmodel.world import SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, ReplayWorld, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, ReplayWorld, random_keys
 from .bootstrap import interval, resampled
 from .rollout import SAFE_ERROR, SCENE_ERRORS
 
@@ -84,8 +84,8 @@ class Calibrate:
     """Metres of mean error up to which a rollout is believed."""
     temperature: float = TEMPERATURE
     """Of the world's sampling; coefficients hold for the one they were fitted with."""
-    top_p: float = TOP_P
-    """Of the world's sampling."""
+    epsilon: float = EPSILON
+    """Of the world's sampling: motions less likely than this are not drawn."""
     seed: int = 0
     """Seed of the sampling."""
     out: Path | None = None
@@ -264,9 +264,9 @@ def run_calibrate(args: Calibrate) -> int:
     folder = args.weights or SHIPPED_WEIGHTS
     if args.fit:  # whatever calibration is there already, of other weights perhaps, is about to be renewed
         model, signals = BehaviorModel.from_pretrained(folder), SignalModel.from_pretrained(SHIPPED_SIGNALS)
-        world = LearnedWorld(model, args.temperature, args.top_p, signals=signals)
+        world = LearnedWorld(model, args.temperature, args.epsilon, signals=signals)
     else:
-        world = LearnedWorld.from_pretrained(folder, args.temperature, args.top_p)
+        world = LearnedWorld.from_pretrained(folder, args.temperature, args.epsilon)
     checksum = weights_checksum(folder)
     if args.into is not None and (not args.fit or weights_checksum(args.into) != checksum):
         raise ValueError(f"--into {args.into}: wanted --fit, and a folder that holds the weights of {folder}")
@@ -282,7 +282,7 @@ def run_calibrate(args: Calibrate) -> int:
             results["fit"] = record
             write_json(run.folder / CALIBRATION_FILE, record)
             calibration = Calibration(**record["coefficients"])
-            world = LearnedWorld(world.model, args.temperature, args.top_p, calibration, world.signals)
+            world = LearnedWorld(world.model, args.temperature, args.epsilon, calibration, world.signals)
         if args.scenes:
             results["check"] = _check(args, world, check, run.folder, failures)
         run.finish(results)
@@ -339,7 +339,7 @@ def _fit(
         "count": len(rows.scene.unique()),
         "rollouts": args.rollouts,
         "temperature": args.temperature,
-        "top_p": args.top_p,
+        "epsilon": args.epsilon,
         "rank_correlation": rank_correlation(rows.square.sqrt().mean(1), rows.error.mean(1)),
     }
 

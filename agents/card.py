@@ -151,7 +151,7 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
     lines = [
         f"{results['worlds'][0]['scenes']} validation scenes ({scenes}), {results['objects']} scored road users, "
         f"{arguments['rollouts']} futures each over {first} to {last} s (as far as the log goes), the recording car too; "
-        f"temperature {arguments['temperature']:g}, top-p {arguments['top_p']:g}. RMM: realism meta-metric of the Waymo sim "
+        f"temperature {arguments['temperature']:g}, epsilon {arguments['epsilon']:g}. RMM: realism meta-metric of the Waymo sim "
         f"agents challenge {results['config']}. In brackets: 95 % interval, bootstrap over scenes.",
         "",
         "| world | RMM | of the log's | minADE 3 s (m) | minADE (m) | collide (%) | leave the road (%) |",
@@ -180,7 +180,7 @@ def _uncertainty(folder: Path) -> str:
     most = f", at most {record['limit']} scenes of each" if record["limit"] else ""
     return (
         f"`State.uncertainty` is the position error to expect, in metres, fitted to {record['rollouts']} futures of each of "
-        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, top-p {record['top_p']:g}. On "
+        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, epsilon {record['epsilon']:g}. On "
         "scenes that the weights were not trained on the error is larger than on those that they know."
     )
 

@@ -1,9 +1,10 @@
-"""`worldloop data import`, `worldloop data generate`, `worldloop data info`: scenes in, and what they hold."""
+"""`worldloop data import`, `data generate`, `data intervene`, `data info`: scenes in, and what they hold."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.networks import TEMPLATES
 from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.scene import LAYOUT, Scene
-from ..worldmodel.sumo import generate
+from ..worldmodel.sumo import SumoWorld, generate, require_sumo
+from .interventions import INTERVENTIONS, Intervention, answered_scenes
+from .rollout import SCENE_ERRORS
 
 JOB_SCENES = 16
 """Scenes that a worker makes at once at the most: those of one simulation."""
@@ -93,6 +96,34 @@ class Generate:
     """Replace a data set that is there already."""
     out: Path | None = None
     """Run folder, runs/data-generate-DATE if not given."""
+
+
+@dataclass(frozen=True)
+class Intervene:
+    """Make scenes in which the ego does what its log does not: it brakes hard, cuts in, swerves, and SUMO's drivers answer.
+
+    In generated traffic nobody brakes without a reason, so nobody learns from it to answer. Every scene of SRC that
+    `worldloop data generate` made gives one for each intervention that its ego can make, begun at the present. They are for
+    training: they carry no recipe, so SUMO cannot start them again. Needs pip install "worldloop[sumo]". Writes the folder DST
+    under its final name only once it is whole; the run folder gets run.json, scenes.csv, and failures.csv if any.
+
+    Example: worldloop data intervene scenes/generated scenes/interventions --limit 200
+    """
+
+    src: Annotated[str, Positional, arg(metavar="SRC")]
+    """Folder of generated scenes, or FOLDER:GLOB for some of them by id."""
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
+    """Folder to make."""
+    interventions: tuple[Intervention, ...] = INTERVENTIONS
+    """What the ego is made to do."""
+    limit: int | None = None
+    """Take only so many of the scenes, the first ones."""
+    workers: int = 0
+    """Processes, each with one SUMO. 0: one for each core."""
+    overwrite: bool = False
+    """Replace a data set that is there already."""
+    out: Path | None = None
+    """Run folder, runs/data-intervene-DATE if not given."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +204,74 @@ def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str
     torch.set_num_threads(1)
     made = list(generate(source, seed, scenes, steps=steps))
     return [(scene.id[0], scene.recipe[0], {name: getattr(scene, name).numpy() for name in LAYOUT}) for scene in made]
+
+
+def run_intervene(args: Intervene) -> int:
+    """Drive the interventions in parallel with a progress bar; return the exit code, 1 if a scene failed."""
+    if args.workers < 0 or not args.interventions:
+        raise ValueError(f"found --workers {args.workers} and {len(args.interventions)} interventions, wanted 0 and 1 or more")
+    require_sumo()
+    scenes = SceneDataset.named(args.src)
+    scenes = scenes if args.limit is None else scenes.first(args.limit)
+    if without := sum(not entry["recipe"] for entry in scenes.entries):
+        raise ValueError(
+            f"{args.src}: {without} of the {len(scenes)} scenes were not made by `worldloop data generate`: SUMO cannot drive "
+            "them; choose others with FOLDER:GLOB"
+        )
+    chunks = [range(first, min(first + JOB_SCENES, len(scenes))) for first in range(0, len(scenes), JOB_SCENES)]
+    out, rows, failures = args.out or dated_folder("data intervene"), [], []
+    with (
+        whole_run(out, "data intervene", asdict(args), seed=0) as run,
+        ShardWriter(args.dst, overwrite=args.overwrite) as writer,
+        ProcessPoolExecutor(args.workers or os.cpu_count(), get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool,
+        _bar("scenes") as tell,
+    ):
+        tell(0, len(scenes), "")
+        parts = [[scenes.ids[row] for row in chunk] for chunk in chunks]
+        try:
+            jobs = pool.map(_intervene, [str(scenes.path)] * len(chunks), parts, [args.interventions] * len(chunks))
+            for chunk, (made, failed) in zip(chunks, jobs, strict=True):
+                for name, source, id, arrays in made:
+                    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+                    writer.add(Scene(id=(id,), recipe=("",), **tensors), source=name)
+                    rows.append({"scene": id, "source": source, "intervention": name})
+                failures += failed
+                tell(chunk.stop, len(scenes), "")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        if failures:
+            write_csv(run.folder / "failures.csv", failures)
+        if not rows:
+            raise ValueError(
+                f"none of the {len(scenes)} scenes lets the ego do what was asked for, {len(failures)} failed: see {out}"
+            )
+        write_csv(run.folder / "scenes.csv", rows)
+        counts = Counter(row["intervention"] for row in rows)
+        run.finish({"scenes": len(rows), "failed": len(failures), "interventions": counts})
+    console = Console(highlight=False)
+    for row in failures[:10]:
+        console.print(f"failed: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
+    listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    console.print(f"{len(rows)} scenes ({listed}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    return 1 if failures else 0
+
+
+def _intervene(
+    folder: str, ids: list[str], wanted: tuple[Intervention, ...]
+) -> tuple[list[tuple[str, str, str, dict[str, np.ndarray]]], list[dict[str, str]]]:
+    """Work of one process: intervention, source, id and arrays of each new scene, and what failed."""
+    torch.set_num_threads(1)
+    made, failed, scenes = [], [], SceneDataset(Path(folder))
+    with SumoWorld() as world:
+        for id in ids:
+            try:
+                scene = scenes.load(id)
+                for name, found in answered_scenes(scene, world, wanted):
+                    made.append((name, id, found.id[0], {key: getattr(found, key).numpy() for key in LAYOUT}))
+            except SCENE_ERRORS as error:
+                failed.append({"scene": id, "error": " ".join(str(error).split())})
+    return made, failed
 
 
 def run_info(args: Info) -> None:

@@ -36,7 +36,7 @@ from ..worldmodel.open_loop import Simulator
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, LearnedWorld, State, movable, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, State, movable, random_keys
 from .bootstrap import interval, resampled
 from .rollout import SCENE_ERRORS
 
@@ -84,8 +84,8 @@ class Endurance:
     """Seconds at the start and at the end that are held against each other."""
     temperature: float = TEMPERATURE
     """Of the learned world's sampling."""
-    top_p: float = TOP_P
-    """Of the learned world's sampling."""
+    epsilon: float = EPSILON
+    """Of the learned world's sampling: motions less likely than this are not drawn."""
     seed: int = 0
     """Seed of the sampling."""
     out: Path | None = None
@@ -207,7 +207,7 @@ def run_endurance(args: Endurance) -> int:
             f"found --rollouts {args.rollouts}, --window {args.window} and --seconds {args.seconds}, wanted at least 1, 1, and "
             "two windows that do not overlap"
         )
-    learned = LearnedWorld.from_pretrained(args.weights, args.temperature, args.top_p)
+    learned = LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon)
     worlds: dict[str, Simulator] = {
         "learned, open": OpenBorders(learned),
         "learned, closed": learned,

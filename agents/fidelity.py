@@ -39,7 +39,7 @@ from ..worldmodel.open_loop import (
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import SHIPPED_WEIGHTS, TEMPERATURE, TOP_P, ConstantVelocityWorld, LearnedWorld, ReplayWorld
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 from .bootstrap import interval, resampled
 
 LOG = "log"
@@ -88,8 +88,8 @@ class Fidelity:
     """Steps of 0.1 s at the most; shorter where the log ends earlier."""
     temperature: float = TEMPERATURE
     """Of the learned world's sampling."""
-    top_p: float = TOP_P
-    """Of the learned world's sampling."""
+    epsilon: float = EPSILON
+    """Of the learned world's sampling: motions less likely than this are not drawn."""
     seed: int = 0
     """Seed of the sampling."""
     out: Path | None = None
@@ -174,7 +174,7 @@ def run_fidelity(args: Fidelity) -> None:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
     sources = {text: SceneDataset.named(text) for text in args.scenes}
     worlds: dict[str, Simulator | None] = {
-        "learned": LearnedWorld.from_pretrained(args.weights, args.temperature, args.top_p),
+        "learned": LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon),
         "IDM along the lane": IdmWorld(),
         "constant velocity": ConstantVelocityWorld(),
         LOG: None,

@@ -17,7 +17,8 @@ CMU-RI-TR-92-01, 1992):
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -26,8 +27,8 @@ from torch import Tensor
 from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, project_on_polyline, to_local, wrap_angle
 from ..worldmodel.open_loop import logged_ego
-from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
-from ..worldmodel.world import ReplayWorld, State
+from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene
+from ..worldmodel.world import ReplayWorld, State, World
 
 Intervention = Literal["hard_brake", "stop", "accelerate", "swerve", "cut_in", "creep"]
 INTERVENTIONS: tuple[Intervention, ...] = get_args(Intervention)
@@ -48,6 +49,9 @@ PREVIEW = 0.8
 
 CREEP_SPEED, CREEP_DEPTH, CREEP_REACH = 2.0, 4.0, 40.0
 """m/s, metres into the junction, and how far before it the ego's front may be at the present."""
+
+RECORDED = ("position", "heading", "velocity", "valid", "signal_state", "signal_valid")
+"""What a state shows of what a scene logs."""
 
 SLOWEST = 3.0
 """An ego slower than this many m/s has nothing to brake, and only creeps."""
@@ -130,6 +134,23 @@ def plan_interventions(scene: Scene, wanted: tuple[Intervention, ...], steps: in
     refused |= {name: "the log does nearly the same" for number, name in enumerate(branches) if number not in gone}
     followers = tuple(follower(state, lane if branches[number] == "cut_in" else 0.0) for number in gone)
     return Plan(tuple(branches[number] for number in gone), motion.take(gone), followers, refused)
+
+
+def answered_scenes(scene: Scene, world: World, wanted: tuple[Intervention, ...]) -> Iterator[tuple[str, Scene]]:
+    """Yield each intervention that can be made from a scene (B = 1), and the scene as `world` goes on with it.
+
+    The log up to the present stays; from there on it is what the world shows, without the recipe that would lead elsewhere.
+    """
+    plan = plan_interventions(scene, wanted, scene.steps - 1 - HISTORY_STEPS)
+    for branch, name in list(enumerate(plan.branches))[1:]:
+        state = world.reset(scene, torch.zeros(1, dtype=torch.int64))
+        moments = []
+        for step in range(plan.motion.heading.shape[1]):
+            state = world.step(state, plan.motion.map(lambda tensor, at=(branch, step): tensor[at][None]))
+            moments.append(state)
+        shown = {key: torch.stack([getattr(moment, key) for moment in moments], dim=2) for key in RECORDED}
+        whole = {key: torch.cat((getattr(scene, key)[:, :, : HISTORY_STEPS + 1], part), dim=2) for key, part in shown.items()}
+        yield name, replace(scene, id=(f"{scene.id[0]}/{name}",), recipe=("",), **whole)
 
 
 def follower(state: State, shift: float = 0.0) -> int | None:

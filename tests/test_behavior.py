@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import arc_vocabulary, tiny_model
 from scenes import EGO, FOLLOWER, moved, several_roads, straight_road
-from worldloop.worldmodel.behavior import Agents, BehaviorModel, hashed_uniform, sample_tokens
+from worldloop.worldmodel.behavior import Agents, BehaviorModel, hashed_uniform, sample_tokens, unit
 from worldloop.worldmodel.train_behavior import agents_of
 
 
@@ -88,6 +88,18 @@ def test_what_the_ego_does_reaches_the_follower():
 
 
 @torch.no_grad()
+def test_a_braking_that_has_just_begun_is_seen_in_the_velocity_alone():
+    model, scene = tiny_model(), straight_road()
+    agents, signals = decisions(scene)
+    memory, cache = model.encode_map(scene), model.empty_cache(scene)
+    full, _ = model.advance(agents, signals, memory, cache)
+    agents.velocity[0, EGO, 6] -= 3.0 * unit(agents.pose[0, EGO, 6, 2])
+    changed, _ = model.advance(agents, signals, memory, cache)
+    assert torch.allclose(changed[0, FOLLOWER, :6], full[0, FOLLOWER, :6], atol=1e-5)
+    assert not torch.allclose(changed[0, FOLLOWER, 6], full[0, FOLLOWER, 6], atol=1e-4)
+
+
+@torch.no_grad()
 def test_scenes_without_map_or_signals_are_understood():
     model, scene = tiny_model(), straight_road()
     bare = scene.map(lambda tensor: tensor)
@@ -98,11 +110,19 @@ def test_scenes_without_map_or_signals_are_understood():
     assert features.isfinite().all()
 
 
-def test_samples_follow_the_probabilities_and_the_nucleus():
-    scores = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05])).expand(1, 20_000, 4)
-    drawn = sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), temperature=1.0, top_p=0.9)
+def test_samples_follow_the_probabilities_and_leave_out_what_is_too_unlikely():
+    scores = torch.log(torch.tensor([0.15, 0.5, 0.3, 0.05])).expand(1, 20_000, 4)
+    drawn = sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), temperature=1.0, epsilon=0.1)
     share = drawn[0].bincount(minlength=4) / drawn.numel()
-    assert torch.allclose(share, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=0.015)
+    assert torch.allclose(share, torch.tensor([0.15, 0.5, 0.3, 0.0]) / 0.95, atol=0.015)
+    drawn = sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), temperature=1.0, epsilon=0.9)
+    assert (drawn == 1).all(), "where nothing is likely enough, the likeliest is taken"
+
+
+def test_who_stands_starts_now_and_then():
+    scores = torch.log(torch.tensor([0.97, 0.01, 0.01, 0.01])).expand(1, 20_000, 4)
+    drawn = sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), temperature=1.0, epsilon=0.005)
+    assert abs((drawn > 0).float().mean().item() - 0.03) < 0.005
 
 
 def test_a_row_is_drawn_as_if_alone():

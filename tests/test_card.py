@@ -42,7 +42,7 @@ def runs(tmp_path):
         "rollouts": 32,
         "horizon": 80,
         "temperature": 1.0,
-        "top_p": 0.9,
+        "epsilon": 0.9,
         "scenes": ["/home/someone/scenes/ngsim:*Peach*"],
     }
     results = {
@@ -154,7 +154,7 @@ def test_the_calibration_travels_with_its_weights_and_never_with_others(runs, tm
         "coefficients": {"offset": 0.1, "spread": 0.9, "time": 1.1},
         "weights_checksum": weights_checksum(runs[0] / "model"),
     }
-    record |= {"scenes": ["ngsim:*US101*"], "limit": 5, "count": 4, "rollouts": 8, "temperature": 1.0, "top_p": 0.8}
+    record |= {"scenes": ["ngsim:*US101*"], "limit": 5, "count": 4, "rollouts": 8, "temperature": 1.0, "epsilon": 0.8}
     (runs[0] / "model" / "uncertainty.json").write_text(json.dumps(record))
     run_card(Card(*runs, folder=tmp_path / "shipped"))
     assert "fitted to 8 futures of each of 4 scenes (`ngsim:*US101*`" in (tmp_path / "shipped" / "README.md").read_text()

@@ -14,7 +14,8 @@ from models import tiny_model
 from scenes import EGO, FOLLOWER, LEADER, NEIGHBOUR, several_roads, straight_road
 from worldloop.agents import cli
 from worldloop.agents.counterfactual import COUNTS, FIGURES, KEEP, Counterfactual, run_counterfactual, summarise
-from worldloop.agents.interventions import INTERVENTIONS, follower, plan_interventions
+from worldloop.agents.data import Intervene, run_intervene
+from worldloop.agents.interventions import INTERVENTIONS, answered_scenes, follower, plan_interventions
 from worldloop.envs.reactions import (
     held_speed,
     mean_change,
@@ -24,7 +25,7 @@ from worldloop.envs.reactions import (
     response_sign,
     travelled,
 )
-from worldloop.worldmodel.data import ShardWriter
+from worldloop.worldmodel.data import SceneDataset, ShardWriter
 from worldloop.worldmodel.geometry import box_distance
 from worldloop.worldmodel.open_loop import Trace, force_ego
 from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld
@@ -230,3 +231,48 @@ def test_who_is_gone_in_one_branch_is_compared_while_in_both() -> None:
     assert mean_change(moved, kept).max() == 0
     speeds = [held_speed(trace, moved, kept) for trace in (moved, kept)]
     assert response_delay(*speeds).isinf().all()
+
+
+def test_answered_scenes_keep_the_past_and_hold_what_the_world_showed() -> None:
+    scene = straight_road(ego_speed=10.0, steps=41)
+    made = dict(answered_scenes(scene, ConstantVelocityWorld(), ("hard_brake", "swerve")))
+    assert list(made) == ["hard_brake", "swerve"]
+    braked = made["hard_brake"]
+    braked.validate()
+    assert braked.id == (f"{scene.id[0]}/hard_brake",)
+    assert braked.recipe == ("",), "SUMO would start the scene without the intervention"
+    assert torch.equal(braked.position[:, :, :11], scene.position[:, :, :11])
+    speed = braked.velocity[0, EGO, 10:].norm(dim=-1)
+    assert torch.allclose(-torch.diff(speed)[:15] / 0.1, torch.full((15,), 6.0), atol=0.05)
+    ahead = scene.position[0, LEADER, 10] + 3.0 * torch.nn.functional.pad(scene.velocity[0, LEADER, 10], (0, 1))
+    assert torch.allclose(braked.position[0, LEADER, 40], ahead, atol=1e-3), "others are the world's"
+
+
+@needs_sumo
+def test_interventions_in_sumo_become_scenes_in_which_followers_answer(tmp_path) -> None:
+    assert cli.main(["data", "generate", str(tmp_path / "made"), "--templates", "arterial", "--scenes", "8", "--seed", "3"]) == 0
+    line = ["data", "intervene", str(tmp_path / "made"), str(tmp_path / "moved"), "--interventions", "hard_brake"]
+    assert cli.main([*line, "--workers", "1", "--out", str(tmp_path / "run")]) == 0
+    made, moved = SceneDataset(tmp_path / "made"), SceneDataset(tmp_path / "moved")
+    assert len(moved) > 0
+    changed = 0.0
+    for scene in moved:
+        before = made.load(scene.id[0].removesuffix("/hard_brake"))
+        apart = (scene.position - before.position).norm(dim=-1)
+        assert scene.valid[0, int(scene.ego), -1]
+        assert apart[0, int(scene.ego), -1] > 0.5
+        assert apart[:, :, :11].max() == 0
+        both = (scene.valid & before.valid).index_fill(1, scene.ego, False)
+        changed = max(changed, float(torch.where(both, apart, 0.0).max()))
+    assert changed > 1.0, "somebody answers"
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["results"]["interventions"] == {"hard_brake": len(moved)}
+    with pytest.raises(ValueError, match="were not made by `worldloop data generate`"):
+        run_intervene(Intervene(str(tmp_path / "moved"), tmp_path / "again", out=tmp_path / "refused"))
+
+
+def test_what_cannot_be_intervened_in_is_refused(tmp_path, capsys) -> None:
+    place = data_set(tmp_path / "recorded", straight_road())
+    assert cli.main(["data", "intervene", place, str(tmp_path / "new")]) == 2
+    assert "1 of the 1 scenes were not made by" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import arc_vocabulary, straight_motions
-from scenes import EGO, straight_road
+from scenes import EGO, LEADER, straight_road
 from worldloop.worldmodel.geometry import box_corners
 from worldloop.worldmodel.scene import AgentKind
 from worldloop.worldmodel.tokens import (
@@ -109,3 +109,15 @@ def test_a_vocabulary_without_a_kind_is_refused():
     only = VOCABULARY.kind == AgentKind.VEHICLE
     with pytest.raises(ValueError, match="no token for PEDESTRIAN, CYCLIST"):
         MotionVocabulary(VOCABULARY.motion[only], VOCABULARY.kind[only])
+
+
+def test_velocity_is_that_of_the_motion_followed_and_the_logged_one_of_the_ego():
+    scene = straight_road(ego_speed=7.3)
+    scene.velocity[:] += torch.tensor([0.01, 0.0])  # tells the log's from what poses say
+    tracks = VOCABULARY.encode(scene)
+    at = torch.arange(0, scene.steps, VOCABULARY.ticks)
+    assert torch.equal(tracks.velocity[0, EGO], scene.velocity[0, EGO, at])
+    assert torch.equal(tracks.velocity[:, :, 0], scene.velocity[:, :, 0])
+    poses = VOCABULARY.decode(tracks.token[0, LEADER], tracks.pose[0, LEADER, :-1])
+    followed = (poses[:, -1] - poses[:, -2])[:, :2] / 0.1
+    assert torch.allclose(tracks.velocity[0, LEADER, 1:], followed, atol=1e-4)

@@ -81,8 +81,7 @@ class Agents(TensorBatch):
     """N decisions of A agents as the model reads them.
 
     Attributes:
-        pose: (B, A, N, 3) x, y, heading; before: (B, A, N, 3) the pose one interval earlier; known: (B, A, N) bool, whether there
-            is one (else `velocity` stands in).
+        pose: (B, A, N, 3) x, y, heading; before: (B, A, N, 3) pose one interval earlier; known: (B, A, N) bool, if there is one.
         velocity: (B, A, N, 2) in the scene's frame; valid: (B, A, N) bool; size: (B, A, 3); kind: (B, A).
     """
 
@@ -235,7 +234,7 @@ class BehaviorModel(nn.Module):
             raise ValueError(f"vocabulary of {vocabulary.ticks} ticks, decisions every {config.decision_ticks}: they must agree")
         self.config, self.vocabulary = config, vocabulary
         width, pair = config.width, config.pair_width
-        self.agent_encoder = nn.Sequential(nn.Linear(8 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width))
+        self.agent_encoder = nn.Sequential(nn.Linear(9 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width))
         self.point_encoder = nn.Sequential(nn.Linear(4 + len(PolylineKind) + 3, 64), nn.GELU(), nn.Linear(64, width))
         self.polyline_encoder = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
         self.signal_embedding = nn.Parameter(0.5 * torch.randn(len(SignalState), width))
@@ -272,7 +271,7 @@ class BehaviorModel(nn.Module):
         reach = (
             (points - centre[:, :, None]).norm(dim=-1).masked_fill(~valid, 0.0).amax(-1) if points.shape[1] else exists.float()
         )
-        # Markings repeat what centrelines and widths say: look at them only where little else is near.
+        # Markings repeat what centrelines and widths say.
         reach = reach - 10.0 * (scene.polyline_kind == PolylineKind.LANE_MARKING)
         return MapMemory(
             torch.stack(keys, 1), torch.stack(values, 1), points, valid, centre, torch.where(exists, reach, -torch.inf)
@@ -326,24 +325,21 @@ class BehaviorModel(nn.Module):
         return scores.masked_fill(~self.vocabulary.allowed(kind), -torch.inf)
 
     def _encode_agents(self, agents: Agents) -> Tensor:
-        """Return the first hidden vectors (B, A, N, width): last motion, size and kind; where it stands is left to attention."""
-        moved = torch.where(
-            agents.known[..., None],
-            to_local(agents.pose[..., :2], agents.before[..., :2], agents.before[..., 2]),
-            rotate(agents.velocity, -agents.pose[..., 2]) * (self.config.decision_ticks * TIME_STEP),
-        )
-        turned = torch.where(agents.known, wrap_angle(agents.pose[..., 2] - agents.before[..., 2]), 0.0)
-        motion = torch.stack(
-            (moved[..., 0] / 5, moved[..., 1], turned * 5, torch.tanh(moved[..., 0] * 2), agents.known.float()), dim=-1
-        )
+        """Return the first hidden vectors (B, A, N, width): last motion, velocity against it, size and kind; no place."""
+        heading, before = agents.pose[..., 2], agents.before
+        going = rotate(agents.velocity, -heading) * (self.config.decision_ticks * TIME_STEP)
+        moved = torch.where(agents.known[..., None], to_local(agents.pose[..., :2], before[..., :2], before[..., 2]), going)
+        turned = torch.where(agents.known, wrap_angle(heading - before[..., 2]), 0.0)
+        # The way of half a second hides a braking that has just begun; the velocity at its end shows it four times as clearly.
+        faster = torch.tanh(2 * (going - moved)[..., 0])
+        moved, sideways = moved.unbind(-1)
+        motion = torch.stack((moved / 5, sideways, turned * 5, torch.tanh(moved * 2), faster, agents.known.float()), dim=-1)
         kind = functional.one_hot(agents.kind, len(AgentKind)).float()
         body = torch.cat((agents.size / 5, kind), dim=-1)[:, :, None].expand(-1, -1, motion.shape[2], -1)
         return self.agent_encoder(torch.cat((motion, body), dim=-1))
 
     def _neighbourhood(self, agents: Agents, signals: tuple[Tensor, ...], memory: MapMemory, cache: Cache) -> Neighbourhood:
-        travelled = (agents.pose - agents.before)[..., :2] / (self.config.decision_ticks * TIME_STEP)
-        velocity = torch.where(agents.known[..., None], travelled, agents.velocity).transpose(1, 2)
-        pose, valid = agents.pose.transpose(1, 2), agents.valid.transpose(1, 2)
+        pose, velocity, valid = (part.transpose(1, 2) for part in (agents.pose, agents.velocity, agents.valid))
         return Neighbourhood(
             self._time_pairs(agents, cache), self._map_pairs(pose, velocity, signals, memory), self._agent_pairs(pose, valid)
         )
@@ -476,15 +472,18 @@ def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
     return (((mixed >> 41) & 0x7FFFFF).float() + 0.5) / 2**23  # 23 bits: a 24th would round up to 1
 
 
-def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, top_p: float, most: int = 64) -> Tensor:
-    """Draw a token for each agent from the smallest set of tokens that holds `top_p` of the probability (arXiv 1904.09751).
+def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, epsilon: float, most: int = 64) -> Tensor:
+    """Draw a token for each agent among those of at least the probability `epsilon` (Hewitt et al., arXiv 2210.15191).
+
+    A nucleus of a share of the probability, the usual choice, never lets anyone start who stands, as standing is its likeliest
+    token by far; yet the little that is left, again at every decision, makes queues move.
 
     Args:
         scores: (B, A, V); an agent of a kind without tokens has no finite score and gets token 0.
         key: (B,) int64 random keys.
         step: (B,) int64, mixed into the key.
         temperature: divides the scores; small is bold towards the likeliest.
-        top_p: in (0, 1].
+        epsilon: in [0, 1); the likeliest token stays in any case.
         most: tokens considered at the most.
 
     Returns:
@@ -492,8 +491,8 @@ def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float,
     """
     best, token = scores.topk(min(most, scores.shape[-1]), dim=-1)
     best = torch.where(best[..., :1].isfinite(), best, 0.0) / temperature
-    share = best.softmax(-1)
-    outside = share.cumsum(-1) - share >= top_p
+    outside = best.softmax(-1) < epsilon
+    outside[..., 0] = False
     agent = torch.arange(scores.shape[1])[None, :, None]
     noise = hashed_uniform(key[:, None, None], step[:, None, None], agent, token)
     drawn = (best - (-noise.log()).log()).masked_fill(outside, -torch.inf).argmax(-1, keepdim=True)

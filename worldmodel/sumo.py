@@ -32,7 +32,7 @@ from .sumo_map import LETTER_STATES, POINTS, LaneUse, RoadMap, read_road_map, ro
 from .sumo_process import RECIPE_VERSION, MissingDependencyError, Simulation, require_sumo, source_inputs
 from .sumo_world import SumoWorld
 
-__all__ = ["TEMPLATES", "MissingDependencyError", "SumoWorld", "generate"]
+__all__ = ["TEMPLATES", "MissingDependencyError", "SumoWorld", "generate", "require_sumo"]
 
 AGENT_RADIUS, MOST_AGENTS = 80.0, 64
 MAP_RADIUS, MOST_POLYLINES = 120.0, 256

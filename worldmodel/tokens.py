@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from .files import write_tensors
 from .geometry import to_global, to_local, wrap_angle
-from .scene import AgentKind, Scene
+from .scene import TIME_STEP, AgentKind, Scene
 
 MOVING_KINDS = (AgentKind.VEHICLE, AgentKind.PEDESTRIAN, AgentKind.CYCLIST)
 """Kinds that have tokens; an `OBJECT` never moves."""
@@ -39,12 +39,13 @@ FAR = 1e9
 
 VOCABULARY_VERSION = 1
 
-Choose = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Picks tokens while tracks are coded: (place of the decision, poses (B, A, 3) reached, squared distances (B, A, V) from where
-each token would end to where the log goes on) -> the token to follow and the token to learn, (B, A) each."""
+Choose = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Picks tokens while tracks are coded: (place of the decision, poses (B, A, 3) and velocities (B, A, 2) reached, squared
+distances (B, A, V) from where each token would end to where the log goes on) -> the token to follow and the token to learn,
+(B, A) each."""
 
 
-def nearest(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(place: int, pose: Tensor, velocity: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
     """Follow and learn the token that ends nearest to the log: a `Choose`."""
     token = distance.argmin(-1)
     return token, token
@@ -53,7 +54,7 @@ def nearest(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]
 def disturbed(noise: int, generator: torch.Generator) -> Choose:
     """Follow and learn one of the `noise` nearest tokens at random."""
 
-    def choose(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(place: int, pose: Tensor, velocity: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         near_distance, near = distance.topk(noise, dim=-1, largest=False)
         # A kind with fewer tokens than that has only other kinds' tokens left: the nearest one stands in.
         near = torch.where(near_distance < FAR / 2, near, near[..., :1])
@@ -72,7 +73,8 @@ class Tracks:
         valid: (B, A, N) bool.
         token: (B, A, N - 1) int64, the token to learn at pose n; only meaningful where `coded`.
         coded: (B, A, N - 1) bool.
-        velocity: (B, A, N, 2) logged velocity at each decision, in the scene's frame.
+        velocity: (B, A, N, 2) at each decision, in the scene's frame: that of the motion which led there, as in a rollout, or the
+            logged one of whoever is on its log.
     """
 
     pose: Tensor
@@ -161,17 +163,20 @@ class MotionVocabulary:
         valid = scene.valid[:, :, at]
         moving = scene.kind != AgentKind.OBJECT
         is_ego = torch.zeros_like(moving).index_put((scene.ego_row(), scene.ego), torch.tensor(True))
-        poses, tokens = [logged[:, :, 0]], []
+        shown = scene.velocity[:, :, at]
+        poses, velocities, tokens = [logged[:, :, 0]], [shown[:, :, 0]], []
         coded = valid[:, :, 1:] & valid[:, :, :-1] & moving[..., None]
         for n in range(1, len(at)):
             before, after = poses[-1], logged[:, :, n]
             wanted = torch.cat((to_local(after[..., :2], before[..., :2], before[..., 2]), (after - before)[..., 2:]), dim=-1)
-            followed, learned = choose(n - 1, before, self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE)))
-            reached = self.decode(followed, before)[..., -1, :]
-            exact = is_ego | ~coded[:, :, n - 1]
-            poses.append(torch.where(exact[..., None], after, reached))
+            distance = self.distance(wanted, torch.where(moving, scene.kind, AgentKind.VEHICLE))
+            followed, learned = choose(n - 1, before, velocities[-1], distance)
+            previous, reached = torch.cat((before[..., None, :], self.decode(followed, before)), dim=-2)[..., -2:, :].unbind(-2)
+            exact = (is_ego | ~coded[:, :, n - 1])[..., None]
+            poses.append(torch.where(exact, after, reached))
+            velocities.append(torch.where(exact, shown[:, :, n], (reached - previous)[..., :2] / TIME_STEP))
             tokens.append(learned)
-        return Tracks(torch.stack(poses, 2), valid, torch.stack(tokens, 2), coded, scene.velocity[:, :, at])
+        return Tracks(torch.stack(poses, 2), valid, torch.stack(tokens, 2), coded, torch.stack(velocities, 2))
 
     def save(self, path: Path) -> None:
         """Write the table to a safetensors file."""

@@ -169,17 +169,17 @@ def self_driven(model: BehaviorModel, scene: Scene, phase: int, candidates: int)
     arXiv 2412.05334). Good for one pass over `scene` from its first decision on.
     """
     at = torch.arange(phase, scene.steps, model.config.decision_ticks)
-    valid, velocity = scene.valid[:, :, at], scene.velocity[:, :, at]
+    valid = scene.valid[:, :, at]
     with torch.no_grad():
         memory, cache, last = model.encode_map(scene), model.empty_cache(scene), None
 
     @torch.no_grad()
-    def choose(place: int, pose: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(place: int, pose: Tensor, velocity: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal cache, last
         now = slice(place, place + 1)
         known = valid[:, :, now] & valid[:, :, max(place - 1, 0) : max(place, 1)] & (place > 0)
         before = (pose if last is None else last)[:, :, None]
-        agents = Agents(pose[:, :, None], before, known, velocity[:, :, now], valid[:, :, now], scene.size, scene.kind)
+        agents = Agents(pose[:, :, None], before, known, velocity[:, :, None], valid[:, :, now], scene.size, scene.kind)
         features, cache = model.advance(agents, signals_of(scene, at[now]), memory, cache)
         likeliest = model.head(features[:, :, 0], scene.kind).topk(candidates, dim=-1).indices
         followed = likeliest.gather(-1, distance.gather(-1, likeliest).argmin(-1, keepdim=True))[..., 0]

@@ -1,7 +1,7 @@
 """How unsure the learned world is: from the spread of what its model thinks possible to the error to expect, in metres.
 
 At a decision the model holds several next motions of an agent possible. Their ends lie s metres about their mean (root mean
-square, weighted with the whole distribution, also what top-p leaves out). Decisions add up as independent steps do, to the
+square, weighted with the whole distribution, also what epsilon leaves out). Decisions add up as independent steps do, to the
 *spread* S = sqrt(s1^2 + s2^2 + ...); but a wrong speed stays wrong, so the error grows faster, and the time t belongs into the
 formula:
 
@@ -9,7 +9,7 @@ formula:
 
 The three coefficients are fitted against logs (`worldloop calibrate`) and stand in `uncertainty.json` beside the weights.
 
-Tried on training scenes: the spread of what top-p leaves, the sum of the s, and a walk whose speed wanders fit as well together
+Tried on training scenes: the spread of what epsilon leaves, the sum of the s, and a walk whose speed wanders fit as well together
 with the time, the sum of the entropies worse (mean deviance 1.37 m against 1.31 m on logs); without the time all fit worse.
 """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
 SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
 
-TEMPERATURE, TOP_P = 1.0, 0.8
+TEMPERATURE, EPSILON = 1.0, 0.005
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
 
@@ -220,20 +220,22 @@ class LearnedWorld:
         self,
         model: BehaviorModel,
         temperature: float = TEMPERATURE,
-        top_p: float = TOP_P,
+        epsilon: float = EPSILON,
         calibration: Calibration | None = None,
         signals: SignalModel | None = None,
     ):
         from .uncertainty import Calibration  # what it computes is no part of the loop
 
-        if temperature <= 0 or not 0 < top_p <= 1:
-            raise ValueError(f"found temperature {temperature} and top_p {top_p}, wanted temperature > 0 and 0 < top_p <= 1")
-        self.model, self.temperature, self.top_p, self.signals = model.eval(), temperature, top_p, signals
+        if temperature <= 0 or not 0 <= epsilon < 1:
+            raise ValueError(
+                f"found temperature {temperature} and epsilon {epsilon}, wanted temperature > 0 and 0 <= epsilon < 1"
+            )
+        self.model, self.temperature, self.epsilon, self.signals = model.eval(), temperature, epsilon, signals
         self.calibration, self.calibrated = calibration or Calibration(), calibration is not None
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, top_p: float = TOP_P
+        cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, epsilon: float = EPSILON
     ) -> LearnedWorld:
         """Return the world of a model folder, or of the weights that the package ships.
 
@@ -245,7 +247,7 @@ class LearnedWorld:
 
         place = SHIPPED_WEIGHTS if folder is None else Path(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
-        return cls(BehaviorModel.from_pretrained(place), temperature, top_p, Calibration.load(place), signals)
+        return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, Calibration.load(place), signals)
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
@@ -347,7 +349,7 @@ class LearnedWorld:
         cache = Cache(memory["cache_keys"], memory["cache_values"], memory["cache_pose"], memory["cache_valid"])
         features, cache = self.model.advance(agents, signals, map_memory, cache)
         scores = self.model.head(features[:, :, -1], scene.kind)
-        token = sample_tokens(scores, state.key, state.step, self.temperature, self.top_p)
+        token = sample_tokens(scores, state.key, state.step, self.temperature, self.epsilon)
         decided = {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
         decided |= {"anchor": pose, "anchor_valid": state.valid, "plan": self.model.vocabulary.decode(token, pose)}
         now = memory["spread"][..., 1]
