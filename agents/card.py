@@ -104,12 +104,12 @@ def run_card(args: Card) -> None:
         ValueError: a run is not finished or of another command, the figures are of other weights or of scenes that were not held
             out, or the README has no place for the table.
     """
-    stages, fidelity = _stages(args.training), _record(args.fidelity, "fidelity")
+    stages, fidelity = training_stages(args.training), _record(args.fidelity, "fidelity")
     _check_fit(args, stages[-1][1], fidelity)
     model = BehaviorModel.from_pretrained(args.training / "model")
     calibrated = Calibration.load(args.training / "model") is not None
     table = fidelity_table(fidelity)
-    sources = {_without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
+    sources = {without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
     text = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         checksum=model.config.vocabulary_checksum,
@@ -119,7 +119,7 @@ def run_card(args: Card) -> None:
             f"- `{name}`: {ORIGINS.get(name, 'a set of its own, of which the run says no more.')}"
             for name in dict.fromkeys(source.partition(":")[0] for source in sources)
         ),
-        validation=", ".join(f"`{_without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
+        validation=", ".join(f"`{without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
         recipe="\n\n".join(_stage(number, *stage) for number, stage in enumerate(stages, 1)),
         table=table,
         uncertainty=_uncertainty(args.training / "model") if calibrated else UNCALIBRATED,
@@ -145,7 +145,7 @@ def run_card(args: Card) -> None:
 def fidelity_table(record: Mapping[str, Any]) -> str:
     """Return the summary of a fidelity run as Markdown: what was scored, how, and a row for each world."""
     arguments = record["arguments"]
-    scenes = ", ".join(f"`{_without_folders(source)}`" for source in arguments["scenes"])
+    scenes = ", ".join(f"`{without_folders(source)}`" for source in arguments["scenes"])
     results = record["results"]
     first, last = (f"{steps / 10:g}" for steps in results["steps"])
     lines = [
@@ -185,16 +185,16 @@ def _uncertainty(folder: Path) -> str:
     )
 
 
-def _stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+def training_stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the folder and record of every run that led to these weights, the first one first."""
     record = _record(folder, "train behavior")
     start = record["arguments"].get("start_from")
-    return [*(_stages(Path(start).parent) if start else []), (folder, record)]
+    return [*(training_stages(Path(start).parent) if start else []), (folder, record)]
 
 
 def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
     """Return what one training run was asked and what it measured, as Markdown."""
-    arguments = {name: _without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
+    arguments = {name: without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
     metrics = read_metrics(folder)
     speeds = [row for row in metrics if "steps_per_second" in row]
     before = [0, *(row["step"] for row in speeds)]
@@ -215,9 +215,9 @@ def _check_fit(args: Card, training: Mapping[str, Any], fidelity: Mapping[str, A
             f"{args.fidelity}: scored other weights than those of {args.training}: run "
             f"`worldloop fidelity --weights {args.training / 'model'}` on the validation scenes"
         )
-    held_out = [_without_folders(source) for source in training["arguments"]["validation"]]
+    held_out = [without_folders(source) for source in training["arguments"]["validation"]]
     for source in fidelity["arguments"]["scenes"]:
-        if _without_folders(source) not in held_out:
+        if without_folders(source) not in held_out:
             raise ValueError(f"{args.fidelity}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")
 
 
@@ -233,10 +233,10 @@ def _record(folder: Path, command: str) -> dict[str, Any]:
     return record
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """Return paths, alone or in a list, without the folders that only mean something on the machine of the run."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_folders(entry) for entry in value]
+        return [without_folders(entry) for entry in value]
     if isinstance(value, str) and "/" in value.partition(":")[0]:
         place, colon, rest = value.partition(":")
         return Path(place).name + colon + rest

@@ -47,7 +47,7 @@ from ..worldmodel.open_loop import Trace, force_ego
 from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import SHIPPED_WEIGHTS, LearnedWorld, World, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, World, random_keys
 from .bootstrap import interval, resampled
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -94,6 +94,10 @@ class Counterfactual:
     """Futures of each branch in the learned world."""
     horizon: float = 6.0
     """Seconds after the present; logs have to be so long."""
+    temperature: float = TEMPERATURE
+    """Of the learned world's sampling."""
+    epsilon: float = EPSILON
+    """Of the learned world's sampling: motions less likely than this are not drawn."""
     seed: int = 0
     """Seed of the sampling."""
     weights: Path | None = None
@@ -181,7 +185,7 @@ def _nothing(count: int, failures: Sequence[Row]) -> str:
 
 
 def _open_worlds(args: Counterfactual, scenes: SceneDataset, steps: int, stack: ExitStack) -> dict[str, World]:
-    worlds: dict[str, World] = {LEARNED: LearnedWorld.from_pretrained(args.weights)}
+    worlds: dict[str, World] = {LEARNED: LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon)}
     if args.world == "both":
         without = sum(not entry["recipe"] for entry in scenes.entries)
         if without:

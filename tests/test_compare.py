@@ -1,0 +1,109 @@
+"""`worldloop compare`: stored runs side by side, with what changed between them."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from worldloop.agents.compare import Compare, run_compare
+
+
+def write(folder, command, arguments, results, status="finished"):
+    folder.mkdir(parents=True)
+    record = {"command": command, "status": status, "arguments": arguments, "results": results}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def spread(**values):
+    return {
+        name + end: value + shift for name, value in values.items() for end, shift in (("", 0), ("_low", -0.1), ("_high", 0.1))
+    }
+
+
+def training(folder, **changes):
+    arguments = {"data": ["/home/someone/sets/made=2"], "steps": 100, "start_from": None, "out": str(folder)} | changes
+    return write(folder, "train behavior", arguments, {})
+
+
+def fidelity(folder, run, checksum, epsilon=0.005, **changes):
+    arguments = {"scenes": ["/home/someone/sets/held"], "rollouts": 32, "horizon": 80, "config": 2025, "seed": 0}
+    arguments |= {"weights": str(run / "model"), "temperature": 1.0, "epsilon": epsilon} | changes
+    figures = spread(rmm_ratio=0.9, min_ade=1.0, collision_rate=0.2, off_road_rate=0.3)
+    worlds = [{"world": "log"}, {"world": "learned"} | figures]
+    return write(folder, "fidelity", arguments, {"worlds": worlds, "weights_checksum": checksum})
+
+
+@pytest.fixture
+def runs(tmp_path):
+    first = training(tmp_path / "first")
+    second = training(
+        tmp_path / "second", data=["/elsewhere/made=3", "/elsewhere/moved"], steps=50, start_from=str(first / "model")
+    )
+    return fidelity(tmp_path / "a", first, 1), fidelity(tmp_path / "b", second, 2), fidelity(tmp_path / "c", second, 2, 0.01)
+
+
+def test_every_row_says_what_changed_and_figures_find_their_row(runs, tmp_path, capsys):
+    arguments = {"temperature": 1.0, "epsilon": 0.01}
+    reactions = [
+        {"intervention": "hard_brake", "world": "learned"} | spread(follower_collision_rate=0.4),
+        {"intervention": "all", "world": "sumo"} | spread(sign_agreement=1.0),
+        {"intervention": "all", "world": "learned"} | spread(sign_agreement=0.6),
+    ]
+    beside = (
+        write(tmp_path / "cf", "counterfactual", arguments, {"figures": reactions, "weights_checksum": 2}),
+        write(tmp_path / "end", "endurance", arguments, {"worlds": [spread(speed_ratio=0.8)], "weights_checksum": 2}),
+        write(
+            tmp_path / "cal",
+            "calibrate",
+            arguments,
+            {"check": {"rank_correlations": [spread(stated=0.7)]}, "weights_checksum": 2},
+        ),
+    )
+    out = run_compare(Compare(runs, beside, tmp_path / "out"))
+    with (out / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["a", "b", "c"]
+    assert rows[0]["change"] == "the start"
+    assert rows[1]["change"] == "stage 2: added"
+    assert rows[2]["change"] == "sampling: epsilon 0.005 -> 0.01"
+    figures = ("sign_agreement", "hard_brake_collisions", "speed_ratio", "rank_correlation", "hard_brake_collisions_low")
+    assert [rows[1][name] for name in figures] == [""] * 5
+    assert [float(rows[2][name]) for name in figures] == pytest.approx([0.6, 0.4, 0.8, 0.7, 0.3])
+    text = (out / "steps.md").read_text()
+    assert "| c | sampling: epsilon 0.005 -> 0.01 | 0.900 [0.800, 1.000] | 1.00 [0.90, 1.10] | 20.0 [10.0, 30.0] |" in text
+    assert '"made=3"' in text
+    assert "someone" not in text
+    assert "elsewhere" not in text
+    assert "40.0 [30.0, 50.0]" in capsys.readouterr().out
+
+
+def test_a_changed_argument_and_changed_data_are_named(tmp_path):
+    one = training(tmp_path / "one")
+    two = training(tmp_path / "two", data=["/elsewhere/made=3", "/elsewhere/moved"], steps=50)
+    run_compare(Compare((fidelity(tmp_path / "a", one, 1), fidelity(tmp_path / "b", two, 2)), out=tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["results"]["rows"][1]["change"] == "stage 1: + made=3, + moved, - made=2, steps 100 -> 50"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda runs, place: (runs[0], runs[0]), "same weights and sampling"),
+        (lambda runs, place: (), "found no runs"),
+        (lambda runs, place: (place / "none",), r"none/run\.json: not found"),
+        (lambda runs, place: (runs[0], fidelity(place / "d", place / "first", 3, rollouts=4)), "d: differs from .*a in rollouts"),
+        (lambda runs, place: (place / "first",), "found train behavior, finished, wanted a finished run of `worldloop fidelity`"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs, tmp_path, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        run_compare(Compare(spoil(runs, tmp_path), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_other_weights_beside_is_refused(runs, tmp_path):
+    other = write(tmp_path / "cf", "counterfactual", {"temperature": 1.0, "epsilon": 0.5}, {"weights_checksum": 2, "figures": []})
+    with pytest.raises(ValueError, match="cf: is of weights or a sampling that no fidelity run has"):
+        run_compare(Compare(runs, (other,), out=tmp_path / "out"))
