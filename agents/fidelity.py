@@ -39,8 +39,9 @@ from ..worldmodel.open_loop import (
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
+from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
 from .bootstrap import interval, resampled
+from .rollout import SCENE_ERRORS
 
 LOG = "log"
 """The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
@@ -79,7 +80,7 @@ class Fidelity:
     scenes: tuple[str, ...]
     """Data sets, FOLDER or FOLDER:GLOB for the scenes with such ids."""
     weights: Path | None = None
-    """Model folder; the shipped one if not given."""
+    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
     config: Literal[2024, 2025] = 2025
     """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
     rollouts: int = 32
@@ -164,11 +165,11 @@ def shares(features: ObjectFeatures, asked: Mapping[str, Tensor] | None = None) 
     return counts
 
 
-def run_fidelity(args: Fidelity) -> None:
-    """Score all worlds on all scenes with a progress bar; print the tables and write the run folder.
+def run_fidelity(args: Fidelity) -> int:
+    """Score all worlds on all scenes with a progress bar; print the tables and write the run folder; 1 if a scene failed.
 
     Raises:
-        ValueError: an argument is out of range, or a scene's log ends at the present.
+        ValueError: an argument is out of range, or all scenes failed.
     """
     if args.rollouts < 1 or args.horizon < 1:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
@@ -182,10 +183,16 @@ def run_fidelity(args: Fidelity) -> None:
     out = args.out or dated_folder("fidelity")
     with whole_run(out, "fidelity", asdict(args), args.seed) as run:
         rows: list[Row] = []
+        failures: list[str] = []
         counts: dict[str, dict[str, Tensor]] = {}
         scenes = [(text, number) for text, source in sources.items() for number in range(len(source))]
         for text, number in track(scenes, "scoring", console=Console(stderr=True)):
-            rows += _score_scene(args, sources[text].load(number), text, worlds, counts)
+            try:
+                rows += _score_scene(args, sources[text].load(number), text, worlds, counts)
+            except SCENE_ERRORS as error:
+                failures.append(f"{sources[text].ids[number]}: {error}")
+        if len(failures) == len(scenes):
+            raise ValueError(f"all {len(scenes)} scenes failed, the first one: {failures[0]}")
         for text in sources:
             for name in worlds:
                 finish_rows([row for row in rows if (row["data_set"], row["world"]) == (text, name)], args.config)
@@ -195,9 +202,12 @@ def run_fidelity(args: Fidelity) -> None:
         write_csv(run.folder / "summary.csv", summary)
         _write_distributions(counts, run.folder)
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
-        results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
+        results |= {"weights_checksum": weights_checksum(model_folder(args.weights)), "failed": failures}
         run.finish(results)
     _print_tables(results, out)
+    for failure in failures:
+        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
+    return 1 if failures else 0
 
 
 def _score_scene(
@@ -206,7 +216,7 @@ def _score_scene(
     """Return a row for each world, and add what it does to the counts of its features."""
     steps = min(args.horizon, int(ReplayWorld().horizon(scene)[0]))
     if steps < 1:
-        raise ValueError(f"{scene.id[0]}: its log ends at the present, so there is no future to compare with: leave it out")
+        raise ValueError("its log ends at the present, so there is no future to compare with: leave it out")
     logged = object_features(scene, logged_futures(scene, steps), scored_agents(scene, ego_too=True))
     found, rows = {"recorded": shares(logged, asked_steps(logged))}, []
     for name, world in worlds.items():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import tiny_model
-from scenes import several_roads, straight_road
+from scenes import damaged, several_roads, straight_road
 from worldloop.agents.fidelity import FIGURES, Fidelity, finish_rows, run_fidelity, score, summarise
 from worldloop.envs.realism import FEATURES
 from worldloop.envs.realism_features import object_features
@@ -89,6 +89,15 @@ def test_summary_by_hand():
     assert found["off_road_rate"] == pytest.approx(0.2)
     assert (found["rmm_low"], found["rmm_high"]) == pytest.approx((0.2, 0.4))
     assert summarise([{name: None for name in FIGURES} | {"rmm": 0.5}], log[:1], 0)["min_ade"] is None
+
+
+def test_a_broken_scene_is_counted_and_the_others_are_scored(tmp_path, weights, capsys):
+    roads = (damaged(tmp_path / "damaged", several_roads(2)), data_set(tmp_path / "ends", straight_road(steps=11)))
+    assert run_fidelity(Fidelity(scenes=roads, weights=weights, rollouts=2, out=tmp_path / "run")) == 1
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert [row["scenes"] for row in results["worlds"]] == [1, 1, 1, 1]
+    assert len(results["failed"]) == 2
+    assert "its log ends at the present" in capsys.readouterr().err
 
 
 def test_bad_input_is_refused(tmp_path, weights):

@@ -28,9 +28,18 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
 SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
+SHIPPED_SIZES = ("small", "large")
+"""Names of the weights shipped beside the default ones."""
 
 TEMPERATURE, EPSILON = 1.0, 0.005
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
+
+
+def model_folder(name: Path | str | None) -> Path:
+    """Return the folder of the weights called `name`: one of `SHIPPED_SIZES`, a folder, or the default ones (None)."""
+    if str(name) in SHIPPED_SIZES and not Path(str(name)).exists():
+        return SHIPPED_WEIGHTS.with_name(f"{SHIPPED_WEIGHTS.name}_{name}")
+    return SHIPPED_WEIGHTS if name is None else Path(name)
 
 
 @dataclass(frozen=True)
@@ -237,7 +246,7 @@ class LearnedWorld:
     def from_pretrained(
         cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, epsilon: float = EPSILON
     ) -> LearnedWorld:
-        """Return the world of a model folder, or of the weights that the package ships.
+        """Return the world of a model folder, or of weights that the package ships: `small`, `large`, or the default ones (None).
 
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
@@ -245,7 +254,7 @@ class LearnedWorld:
         from .signals import SignalModel
         from .uncertainty import Calibration
 
-        place = SHIPPED_WEIGHTS if folder is None else Path(folder)
+        place = model_folder(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
         return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, Calibration.load(place), signals)
 
