@@ -28,6 +28,7 @@ ORIGINS = {
     "ngsim": "Next Generation Simulation trajectories (US Department of Transportation, open data), read from the CommonRoad "
     "scenarios of TU Munich.",
     "generated": "made by `worldloop data generate` with Eclipse SUMO on networks of this package; nothing recorded.",
+    "interventions": "made by `worldloop data intervene` from some of the generated scenes; nothing recorded.",
     "acosta": BOLOGNA,
     "pasubio": BOLOGNA,
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -349,6 +351,19 @@ def test_a_worker_that_dies_is_an_error_of_the_system_and_is_replaced(scenes: di
         with pytest.raises(ChildProcessError, match="a SUMO worker process ended with code -9"):
             world.reset(third, keys(third))
         assert equal(world.reset(first, keys(first)), state)
+
+
+def test_a_crash_of_sumo_itself_is_named(scenes: dict[str, list[Scene]], capfd: pytest.CaptureFixture[str]) -> None:
+    scene = scenes["merge"][0]
+    with SumoWorld() as world:
+        state = world.reset(scene, keys(scene))
+        worker = world._workers[0].process.pid
+        child = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()[0]
+        os.kill(int(child), signal.SIGSEGV)
+        with pytest.raises(ChildProcessError, match="ended with code 1: .* leave the scene out"):
+            world.step(state, logged(scene, 1))
+        assert equal(world.reset(scene, keys(scene)), state)
+    assert "SUMO itself crashed (SIGSEGV)" in capfd.readouterr().err
 
 
 def test_a_scene_that_cannot_be_opened_says_why_each_time_and_harms_no_other(scenes: dict[str, list[Scene]]) -> None:

@@ -410,8 +410,10 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
                 if child == 0:
                     _run_child(branch, requests, replies)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code < 0:
+            print(f"SUMO itself crashed ({signal.Signals(-code).name})", file=sys.stderr)
         if code != _LEAVE:
-            return
+            sys.exit(0 if code == _END else 1)
         _send(replies, {})
 
 

@@ -78,7 +78,10 @@ class _Worker:
     def lost(self) -> ChildProcessError:
         """The error for a worker that has ended on its own."""
         code = self.process.wait()
-        return ChildProcessError(f"a SUMO worker process ended with code {code}: what it said stands above; try the scene again")
+        return ChildProcessError(
+            f"a SUMO worker process ended with code {code}: what it said stands above; if SUMO itself has crashed, it will do so "
+            "again: leave the scene out"
+        )
 
 
 def _end(workers: list[_Worker]) -> None:
