@@ -211,6 +211,8 @@ def test_a_run_fits_checks_and_puts_the_coefficients_beside_the_weights(tmp_path
     assert len(list(csv.DictReader((tmp_path / "run" / "reliability.csv").open()))) == 10
     again = LearnedWorld.from_pretrained(tmp_path / "model")
     assert again.calibrated
+    assert not LearnedWorld.from_pretrained(tmp_path / "model", temperature=0.8).calibrated, "fitted to other futures"
+    assert not LearnedWorld.from_pretrained(tmp_path / "model", epsilon=0.1).calibrated
     assert vars(again.calibration) == results["fit"]["coefficients"]
 
 
@@ -286,7 +288,7 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path: Path) -> None:
 )
 def test_a_calibration_that_does_not_fit_is_refused(tmp_path: Path, change: dict, message: str) -> None:
     tiny_model().save_pretrained(tmp_path)
-    record = {"coefficients": vars(GIVEN), "weights_checksum": weights_checksum(tmp_path)}
+    record = {"coefficients": vars(GIVEN), "weights_checksum": weights_checksum(tmp_path), "temperature": 1.0, "epsilon": 0.005}
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(record))
     assert Calibration.load(tmp_path) == GIVEN
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(record | change))

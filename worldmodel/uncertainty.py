@@ -57,8 +57,12 @@ class Calibration:
         return (math.exp(self.offset) * (square.sqrt() + FLOOR) ** self.spread * seconds**self.time).float()
 
     @classmethod
-    def load(cls, folder: Path) -> Calibration | None:
-        """Return what a model folder holds, None if it holds none.
+    def load(cls, folder: Path, **sampling: float) -> Calibration | None:
+        """Return what a model folder holds, None if it holds none or was fitted to futures that were sampled in another way.
+
+        Args:
+            folder: of the weights.
+            sampling: `temperature`, `epsilon` of the world to be calibrated; what is not named may be anything.
 
         Raises:
             ValueError: the file is broken, or was fitted to other weights than those beside it.
@@ -68,7 +72,8 @@ class Calibration:
             record = json.loads(path.read_text())
             if record["weights_checksum"] != weights_checksum(folder):
                 raise ValueError("it was fitted to other weights")
-            return cls(**record["coefficients"])
+            is_alike = all(record[name] == value for name, value in sampling.items())
+            return cls(**record["coefficients"]) if is_alike else None
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, LookupError) as error:

@@ -221,8 +221,8 @@ class LearnedWorld:
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
     decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves (`OpenBorders` lets
     them). Signals follow the log; beyond its end the network `signals` lets them go on, without one they hold their last state.
-    Without a `calibration` (`calibrated` is False) the uncertainty is the spread of what the model thinks possible: it ranks,
-    but is not the size of the error.
+    Without a `calibration` (`calibrated` is False; `from_pretrained` takes none that was fitted to another sampling) the
+    uncertainty is the spread of what the model thinks possible: it ranks, but is not the size of the error.
     """
 
     def __init__(
@@ -256,7 +256,8 @@ class LearnedWorld:
 
         place = model_folder(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
-        return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, Calibration.load(place), signals)
+        calibration = Calibration.load(place, temperature=temperature, epsilon=epsilon)
+        return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, calibration, signals)
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
