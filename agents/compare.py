@@ -113,13 +113,14 @@ def _plain(value: Any) -> Any:
 
 
 def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Weights and sampling."""
-    return (record["results"].get("weights_checksum"), *(record["arguments"].get(name) for name in SAMPLING))
+    """World, weights and sampling."""
+    world = record["arguments"].get("world", "learned") if record["command"] == "fidelity" else "learned"
+    return (world, record["results"].get("weights_checksum"), *(record["arguments"].get(name) for name in SAMPLING))
 
 
 def _fidelity_row(folder: Path, record: Mapping[str, Any]) -> Row:
-    learned = next(row for row in record["results"]["worlds"] if row["world"] == "learned")
-    return {"row": folder.resolve().name, "change": None} | _with_interval(learned, tuple(COLUMNS))
+    scored = record["results"]["worlds"][0]  # the references come after it
+    return {"row": folder.resolve().name, "change": None} | _with_interval(scored, tuple(COLUMNS))
 
 
 def _figures(record: Mapping[str, Any]) -> Row:
@@ -144,7 +145,9 @@ def _with_interval(found: Mapping[str, Any], names: Sequence[str]) -> Row:
 
 def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of all trainings that led to a row, by stage, and of its sampling."""
-    weights = record["arguments"]["weights"]
+    weights, world = record["arguments"]["weights"], record["arguments"].get("world", "learned")
+    if world != "learned":
+        return {"world": world}
     stages = [] if weights is None else training_stages(Path(weights).parent)
     shipped = {} if stages else {"weights": "those that the package shipped"}
     trained = {
@@ -162,7 +165,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
         if old == new:
             continue
         if not isinstance(old, dict) or not isinstance(new, dict):
-            yield f"{part}: {'left out' if new is None else 'added' if old is None else new}"
+            yield f"{part}: {'left out' if new is None else 'added' if isinstance(new, dict) else new}"
             continue
         told = []
         for name in dict.fromkeys((*old, *new)):

@@ -41,6 +41,7 @@ from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
 from .bootstrap import interval, resampled
+from .policy import load_attribute
 from .rollout import SCENE_ERRORS
 
 LOG = "log"
@@ -79,6 +80,9 @@ class Fidelity:
 
     scenes: tuple[str, ...]
     """Data sets, FOLDER or FOLDER:GLOB for the scenes with such ids."""
+    world: str = "learned"
+    """The world that is scored beside the references: learned, or your own as module:attribute, whose `step` has to take None for
+    the ego's motion and then moves the ego too, as `LearnedWorld` does."""
     weights: Path | None = None
     """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
     config: Literal[2024, 2025] = 2025
@@ -165,6 +169,25 @@ def shares(features: ObjectFeatures, asked: Mapping[str, Tensor] | None = None) 
     return counts
 
 
+def open_simulator(args: Fidelity) -> Simulator:
+    """Return the world that is asked for.
+
+    Raises:
+        ValueError: there is no such world, it lacks `reset` or `step`, or weights are given that it does not take.
+    """
+    if args.world == "learned":
+        return LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon)
+    if args.weights is not None:
+        raise ValueError(f"--weights {args.weights} is for the learned world, found --world {args.world}: leave one of them out")
+    if ":" not in args.world:
+        raise ValueError(f"--world {args.world}: wanted learned or your own as module:attribute")
+    found = load_attribute(args.world, "world", "step")
+    world = found() if callable(found) else found
+    if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
+        raise ValueError(f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see Simulator")
+    return world
+
+
 def run_fidelity(args: Fidelity) -> int:
     """Score all worlds on all scenes with a progress bar; print the tables and write the run folder; 1 if a scene failed.
 
@@ -175,7 +198,7 @@ def run_fidelity(args: Fidelity) -> int:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
     sources = {text: SceneDataset.named(text) for text in args.scenes}
     worlds: dict[str, Simulator | None] = {
-        "learned": LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon),
+        args.world: open_simulator(args),
         "IDM along the lane": IdmWorld(),
         "constant velocity": ConstantVelocityWorld(),
         LOG: None,
@@ -202,7 +225,9 @@ def run_fidelity(args: Fidelity) -> int:
         write_csv(run.folder / "summary.csv", summary)
         _write_distributions(counts, run.folder)
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
-        results |= {"weights_checksum": weights_checksum(model_folder(args.weights)), "failed": failures}
+        results["failed"] = failures
+        if args.world == "learned":
+            results["weights_checksum"] = weights_checksum(model_folder(args.weights))
         run.finish(results)
     _print_tables(results, out)
     for failure in failures:

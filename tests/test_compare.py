@@ -31,7 +31,7 @@ def fidelity(folder, run, checksum, epsilon=0.005, **changes):
     arguments = {"scenes": ["/home/someone/sets/held"], "rollouts": 32, "horizon": 80, "config": 2025, "seed": 0}
     arguments |= {"weights": str(run / "model"), "temperature": 1.0, "epsilon": epsilon} | changes
     figures = spread(rmm_ratio=0.9, min_ade=1.0, collision_rate=0.2, off_road_rate=0.3)
-    worlds = [{"world": "log"}, {"world": "learned"} | figures]
+    worlds = [{"world": "learned"} | figures, {"world": "log"}]
     return write(folder, "fidelity", arguments, {"worlds": worlds, "weights_checksum": checksum})
 
 
@@ -77,6 +77,13 @@ def test_every_row_says_what_changed_and_figures_find_their_row(runs, tmp_path, 
     assert "someone" not in text
     assert "elsewhere" not in text
     assert "40.0 [30.0, 50.0]" in capsys.readouterr().out
+
+
+def test_a_world_of_ones_own_is_a_row(runs, tmp_path):
+    own = fidelity(tmp_path / "own", tmp_path / "none", None, weights=None, world="mine:world")
+    out = run_compare(Compare((runs[0], own), out=tmp_path / "out"))
+    rows = json.loads((out / "run.json").read_text())["results"]["rows"]
+    assert rows[1]["change"] == "stage 1: left out; sampling: left out; world: mine:world"
 
 
 def test_a_changed_argument_and_changed_data_are_named(tmp_path):

@@ -100,6 +100,26 @@ def test_a_broken_scene_is_counted_and_the_others_are_scored(tmp_path, weights, 
     assert "its log ends at the present" in capsys.readouterr().err
 
 
+def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
+    """Going straight on is one of the references: brought along as one's own world it scores the same."""
+    text = "from worldloop.worldmodel.world import ConstantVelocityWorld\n\nstraight = ConstantVelocityWorld()\nnothing = 3\n"
+    (tmp_path / "my_fidelity_world.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    roads = (data_set(tmp_path / "roads", several_roads(2)),)
+    assert run_fidelity(Fidelity(scenes=roads, world="my_fidelity_world:straight", rollouts=2, out=tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    own, _, reference, _ = results["worlds"]
+    assert own.pop("world") == "my_fidelity_world:straight"
+    assert reference.pop("world") == "constant velocity"
+    assert own == reference
+    assert "weights_checksum" not in results
+    for world, message in (("sumo", "wanted learned or"), ("my_fidelity_world:nothing", "a int without reset and step")):
+        with pytest.raises(ValueError, match=message):
+            run_fidelity(Fidelity(scenes=roads, world=world))
+    with pytest.raises(ValueError, match="is for the learned world"):
+        run_fidelity(Fidelity(scenes=roads, world="my_fidelity_world:straight", weights=tmp_path))
+
+
 def test_bad_input_is_refused(tmp_path, weights):
     roads = (data_set(tmp_path / "roads", straight_road(steps=11)),)
     with pytest.raises(ValueError, match="wanted at least 1 of each"):
