@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,8 +15,12 @@ RESAMPLES = 1000
 
 
 def resampled(count: int, seed: int) -> Tensor:
-    """Return which of `count` scenes are drawn in each resample, (RESAMPLES, count) int64."""
-    return torch.randint(count, (RESAMPLES, count), generator=seeded_generator(seed, "bootstrap"))
+    """Return which of `count` scenes are drawn in each resample, (RESAMPLES, count) int64; one scene has no resamples (0, 1).
+
+    It says nothing of how others would be, while a thousand copies of it would look like certainty.
+    """
+    many = RESAMPLES if count > 1 else 0
+    return torch.randint(count, (many, count), generator=seeded_generator(seed, "bootstrap"))
 
 
 def interval(values: Tensor) -> tuple[float | None, float | None]:
@@ -24,3 +31,17 @@ def interval(values: Tensor) -> tuple[float | None, float | None]:
         return None, None
     low, high = found.quantile(found.new_tensor([0.025, 0.975])).tolist()
     return low, high
+
+
+def cell(row: Mapping[str, Any], name: str, scale: float = 1, unit: str = "", places: int = 2) -> str:
+    """Return a figure of a row as text: `value unit [low, high]` from `name`, `name_low`, `name_high`, or "none".
+
+    Without an interval (one scene) there are no brackets.
+    """
+    if row.get(name) is None:
+        return "none"
+    value, low, high = (
+        None if number is None else f"{scale * number:.{places}f}"
+        for number in (row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
+    )
+    return f"{value}{unit}" if low is None else f"{value}{unit} [{low}, {high}]"

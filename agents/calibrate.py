@@ -37,7 +37,7 @@ from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, model_folder, random_keys
-from .bootstrap import interval, resampled
+from .bootstrap import cell, interval, resampled
 from .rollout import SAFE_ERROR, SCENE_ERRORS
 
 HORIZONS = (1.0, 3.0, 5.0, 8.0)
@@ -219,15 +219,13 @@ def correlations(rows: Rows, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def reliability(rows: Rows, seed: int) -> list[dict[str, float]]:
+def reliability(rows: Rows, seed: int) -> list[dict[str, Any]]:
     """Return the reliability curve: for each bin of equally many rows mean stated and measured error, with its 95 % interval."""
     stated, error = rows.stated.mean(1), rows.error.mean(1)
     bins = [part for part in stated.argsort(stable=True).tensor_split(BINS) if len(part)]
     curve = []
     for part in bins:
-        low, high = interval(torch.stack([error[part][sample].mean() for sample in resamples(rows.scene[part], seed)]))
-        assert low is not None
-        assert high is not None
+        low, high = interval(torch.tensor([float(error[part][sample].mean()) for sample in resamples(rows.scene[part], seed)]))
         mean = {"stated_metres": float(stated[part].mean()), "measured_metres": float(error[part].mean())}
         curve.append({"rows": len(part), **mean, "measured_low": low, "measured_high": high})
     return curve
@@ -389,7 +387,9 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
         table.title = f"{check['scenes']} scenes, {args.rollouts} futures each; in brackets: 95 % interval over scenes"
         for row in check["rank_correlations"]:
             metres = ("none" if row[name] is None else f"{row[name]:.2f}" for name in ("measured_metres", "stated_metres"))
-            table.add_row(row["rows"], str(row["count"]), *metres, *(_cell(row, n) for n in ("stated", "disagreement", "time")))
+            table.add_row(
+                row["rows"], str(row["count"]), *metres, *(cell(row, n, places=3) for n in ("stated", "disagreement", "time"))
+            )
         console.print(table)
         stated, measured = (check[f"safe_horizon_{name}"] for name in ("stated", "measured"))
         told = [f"beyond {check['longest']:g} s" if value is None else f"{value:g} s" for value in (stated, measured)]
@@ -401,9 +401,3 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
     if args.into is not None:
         console.print(f"coefficients: {args.into / CALIBRATION_FILE}", markup=False, soft_wrap=True)
     console.print(f"run record: {out}", markup=False, soft_wrap=True)
-
-
-def _cell(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return "none"
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"

@@ -15,6 +15,7 @@ from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.files import replacing, write_text
 from ..worldmodel.run import read_metrics
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
+from .bootstrap import cell
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 
@@ -165,8 +166,7 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
                 cells.append("no road edges" if name == "off_road_rate" else "no such value")
                 continue
             scale, places = (100, 1) if name.endswith("rate") else (1, 2 if name.startswith("min_ade") else 3)
-            value, low, high = (f"{scale * row[key]:.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
-            cells.append(f"{value} [{low}, {high}]")
+            cells.append(cell(row, name, scale, places=places))
         lines.append(f"| {' | '.join(cells)} |")
     left_out = ", ".join(f"{name.replace('_', ' ')} ({count} scenes)" for name, count in results["left_out"].items())
     if left_out:

@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.files import write_csv, write_text
 from ..worldmodel.run import dated_folder, whole_run
+from .bootstrap import cell
 from .card import training_stages, without_folders
 
 SAMPLING = ("temperature", "epsilon", "top_p")
@@ -179,11 +180,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     _, factor, places = COLUMNS[name]
-    if row.get(name) is None:
-        return ""
-    values = [row.get(name + end) for end in ("", "_low", "_high")]
-    value, low, high = (None if number is None else f"{factor * float(number):.{places}f}" for number in values)
-    return f"{value}" if low is None else f"{value} [{low}, {high}]"
+    return "" if row.get(name) is None else cell(row, name, factor, places=places)
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:

@@ -48,7 +48,7 @@ from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, World, model_folder, random_keys
-from .bootstrap import interval, resampled
+from .bootstrap import cell, interval, resampled
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -394,9 +394,6 @@ def _print_tables(results: Mapping[str, Any], failures: Sequence[Row], out: Path
 
 
 def _cell(row: Row, name: str) -> str:
-    if row[name] is None:
-        return "none"
     share = name in ("sign_agreement", "follower_collision_rate", "follower_answers", "unaffected_energy")
     scale, unit, places = (100, " %", 1) if share else (1, "", 2)
-    value, low, high = (f"{scale * float(row[key]):.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value}{unit} [{low}, {high}]"
+    return cell(row, name, scale, unit, places)

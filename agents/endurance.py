@@ -37,7 +37,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, model_folder, movable, random_keys
-from .bootstrap import interval, resampled
+from .bootstrap import cell, interval, resampled
 from .rollout import SCENE_ERRORS
 
 FIGURES = {
@@ -264,13 +264,7 @@ def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Pat
     )
     for name, (title, _, _) in FIGURES.items():
         table.add_row(title, *(_cell(row, name) for row in summary))
-    shares = [
-        "none"
-        if row["speed_distance_ratio"] is None
-        else f"{row['speed_distance_ratio']:.2f} [{row['speed_distance_ratio_low']:.2f}, {row['speed_distance_ratio_high']:.2f}]"
-        for row in summary
-    ]
-    table.add_row("distance of speeds / mean speed", *shares)
+    table.add_row("distance of speeds / mean speed", *(cell(row, "speed_distance_ratio") for row in summary))
     table.add_row(f"all within {TOLERANCE:.0%}, off-road apart", *("yes" if row["within"] else "no" for row in summary))
     console.print(table)
     console.print("counted: who can move, the ego apart. In brackets: 95 % interval of the ratio over scenes", markup=False)
@@ -278,9 +272,5 @@ def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Pat
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
-    if row[f"{name}_ratio"] is None or row[f"{name}_ratio_low"] is None:
-        return " to ".join(
-            "none" if row[f"{name}_{when}"] is None else f"{row[f'{name}_{when}']:.3g}" for when in ("start", "end")
-        )
-    low, high = row[f"{name}_ratio_low"], row[f"{name}_ratio_high"]
-    return f"{row[f'{name}_start']:.3g} to {row[f'{name}_end']:.3g}\n{row[f'{name}_ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    ends = " to ".join("none" if row[f"{name}_{when}"] is None else f"{row[f'{name}_{when}']:.3g}" for when in ("start", "end"))
+    return ends if row[f"{name}_ratio"] is None else f"{ends}\n{cell(row, f'{name}_ratio')}"

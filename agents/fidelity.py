@@ -40,7 +40,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
-from .bootstrap import interval, resampled
+from .bootstrap import cell, interval, resampled
 from .policy import load_attribute
 from .rollout import SCENE_ERRORS
 
@@ -311,8 +311,5 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return "none"
     scale, unit, places = (100, " %", 1) if name.endswith("rate") else (1, "", 3 if name in FEATURES or "rmm" in name else 2)
-    value, low, high = (f"{scale * float(row[key]):.{places}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value}{unit} [{low}, {high}]"
+    return cell(row, name, scale, unit, places)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..worldmodel.files import replacing
 
-Interval = tuple[float, float, float]
+Interval = tuple[float, float | None, float | None]
 """A mean and the two ends of its interval."""
 
 
@@ -34,7 +34,9 @@ def draw_reliability(
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     means = [mean for mean, _, _ in measured]
-    bars = [[max(mean - low, 0.0) for mean, low, _ in measured], [max(high - mean, 0.0) for mean, _, high in measured]]
+    lows = [max(mean - low, 0.0) if low is not None else 0.0 for mean, low, _ in measured]
+    highs = [max(high - mean, 0.0) if high is not None else 0.0 for mean, _, high in measured]
+    bars = [lows, highs]
     shown = [value for value in (*stated, *means) if value > 0] or [1.0]
     ends = (0.7 * min(shown), 1.4 * max(shown))
     left.plot(ends, ends, color="#999999", linestyle="--", label="as stated")

@@ -6,6 +6,8 @@ import csv
 import json
 
 import pytest
+import torch
+from worldloop.agents.bootstrap import cell, interval, resampled
 from worldloop.agents.compare import Compare, run_compare
 
 
@@ -108,6 +110,16 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         run_compare(Compare(spoil(runs, tmp_path), out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_scene_has_a_figure_and_no_interval():
+    figures = torch.tensor([0.25])
+    assert interval(figures[resampled(1, 0)].mean(1)) == (None, None)
+    low, high = interval(torch.tensor([0.0, 1.0])[resampled(2, 0)].mean(1))
+    assert (low, high) == (0.0, 1.0)
+    assert cell({"rate": 0.25, "rate_low": None, "rate_high": None}, "rate", 100, " %", 1) == "25.0 %"
+    assert cell({"rate": 0.25, "rate_low": 0.2, "rate_high": 0.5}, "rate", 100, " %", 1) == "25.0 % [20.0, 50.0]"
+    assert cell({"rate": None}, "rate") == "none"
 
 
 def test_a_run_of_other_weights_beside_is_refused(runs, tmp_path):
