@@ -38,7 +38,7 @@ from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, model_folder, random_keys
 from .bootstrap import cell, interval, resampled
-from .rollout import SAFE_ERROR, SCENE_ERRORS
+from .rollout import SAFE_ERROR, SCENE_ERRORS, open_scenes
 
 HORIZONS = (1.0, 3.0, 5.0, 8.0)
 """Seconds at which rank correlations are given."""
@@ -296,7 +296,7 @@ def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDatase
     """Return data set and number of every scene, at most `limit` of each data set."""
     found = []
     for text in sources:
-        source = SceneDataset.named(text)
+        source = open_scenes(text)
         count = min(len(source), limit or len(source))
         found += [(source, number * len(source) // count) for number in range(count)]
     return found

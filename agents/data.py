@@ -27,7 +27,7 @@ from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.scene import LAYOUT, Scene
 from ..worldmodel.sumo import SumoWorld, generate, require_sumo
 from .interventions import INTERVENTIONS, Intervention, answered_scenes
-from .rollout import SCENE_ERRORS
+from .rollout import SCENE_ERRORS, open_scenes
 
 JOB_SCENES = 16
 """Scenes that a worker makes at once at the most: those of one simulation."""
@@ -211,7 +211,7 @@ def run_intervene(args: Intervene) -> int:
     if args.workers < 0 or not args.interventions:
         raise ValueError(f"found --workers {args.workers} and {len(args.interventions)} interventions, wanted 0 and 1 or more")
     require_sumo()
-    scenes = SceneDataset.named(args.src)
+    scenes = open_scenes(args.src)
     scenes = scenes if args.limit is None else scenes.first(args.limit)
     if without := sum(not entry["recipe"] for entry in scenes.entries):
         raise ValueError(
@@ -278,7 +278,7 @@ def run_info(args: Info) -> None:
     """Print the table, a column a split."""
     out = args.out or dated_folder("data info")
     with whole_run(out, "data info", asdict(args), seed=0) as run, _bar("scenes") as tell:
-        dataset = SceneDataset.named(str(args.dst))
+        dataset = open_scenes(args.dst)
         rows = describe(dataset, tell)
         write_csv(run.folder / "scenes.csv", [{name: entry.get(name) for name in LISTED} for entry in dataset.entries])
         write_json(run.folder / "info.json", rows)

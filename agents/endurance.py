@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..renderers.distributions import draw_curves
 from ..worldmodel.borders import OpenBorders, in_known_area, touching
-from ..worldmodel.data import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.geometry import signed_distance_to_edges
 from ..worldmodel.idm import IdmWorld
@@ -38,7 +37,7 @@ from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, model_folder, movable, random_keys
 from .bootstrap import cell, interval, resampled
-from .rollout import SCENE_ERRORS
+from .rollout import SCENE_ERRORS, open_scenes
 
 FIGURES = {
     "density": ("road users a scene", "agents", "samples"),
@@ -73,11 +72,13 @@ class Endurance:
     """
 
     scenes: tuple[str, ...]
-    """Folders of data sets, or FOLDER:GLOB for some of their scenes."""
+    """Folders of data sets, FOLDER:GLOB for some of their scenes, or demo for the shipped ones."""
     weights: Path | None = None
     """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
     rollouts: int = 4
     """Futures for each scene."""
+    limit: int | None = None
+    """Take only so many scenes of each data set, the first ones."""
     seconds: int = 60
     """Length of each."""
     window: int = 10
@@ -214,7 +215,8 @@ def run_endurance(args: Endurance) -> int:
         "IDM, open": OpenBorders(IdmWorld()),
         "IDM, closed": IdmWorld(),
     }
-    sources = [SceneDataset.named(text) for text in args.scenes]
+    sources = [open_scenes(text) for text in args.scenes]
+    sources = sources if args.limit is None else [source.first(args.limit) for source in sources]
     scenes = [(source, number) for source in sources for number in range(len(source))]
     if not scenes:
         raise ValueError("found no scenes: name at least one data set after --scenes")

@@ -25,7 +25,6 @@ from torch import Tensor
 from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, histogram_counts, meta_metric, score_realism
 from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
 from ..renderers.distributions import draw_distribution
-from ..worldmodel.data import SceneDataset
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import (
@@ -42,7 +41,7 @@ from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
 from .bootstrap import cell, interval, resampled
 from .policy import load_attribute
-from .rollout import SCENE_ERRORS
+from .rollout import SCENE_ERRORS, open_scenes
 
 LOG = "log"
 """The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
@@ -79,7 +78,7 @@ class Fidelity:
     """
 
     scenes: tuple[str, ...]
-    """Data sets, FOLDER or FOLDER:GLOB for the scenes with such ids."""
+    """Data sets: FOLDER, FOLDER:GLOB for the scenes with such ids, or demo for the shipped ones."""
     world: str = "learned"
     """The world that is scored beside the references: learned, or your own as module:attribute, whose `step` has to take None for
     the ego's motion and then moves the ego too, as `LearnedWorld` does."""
@@ -196,7 +195,7 @@ def run_fidelity(args: Fidelity) -> int:
     """
     if args.rollouts < 1 or args.horizon < 1:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
-    sources = {text: SceneDataset.named(text) for text in args.scenes}
+    sources = {text: open_scenes(text) for text in args.scenes}
     worlds: dict[str, Simulator | None] = {
         args.world: open_simulator(args),
         "IDM along the lane": IdmWorld(),

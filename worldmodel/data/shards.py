@@ -355,7 +355,9 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
     file = folder / "index.json"
     if not file.is_file():
         what = "holds no index.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is no folder"
-        raise DataError(f"{folder}: {what}, so it is no worldloop data set: make one with `worldloop data import`")
+        raise DataError(
+            f"{folder}: {what}, so it is no worldloop data set: make one with `worldloop data import` or `data generate`"
+        )
     try:
         index = json.loads(file.read_text())
     except ValueError as error:
@@ -373,7 +375,7 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
 
 def _check_header(header: Any, file: Path) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise DataError(f"{file}: was not written by worldloop: make a data set with `worldloop data import`")
+        raise DataError(f"{file}: was not written by worldloop: make a data set with `worldloop data import` or `data generate`")
     if header.get("version") != VERSION:
         raise DataError(
             f"{file}: has version {header.get('version')}, this release reads version {VERSION}: import the data again"
