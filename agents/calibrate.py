@@ -38,6 +38,7 @@ from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, model_folder, random_keys
 from .bootstrap import cell, interval, resampled
+from .failures import Failures
 from .rollout import SAFE_ERROR, SCENE_ERRORS, open_scenes
 
 HORIZONS = (1.0, 3.0, 5.0, 8.0)
@@ -272,8 +273,8 @@ def run_calibrate(args: Calibrate) -> int:
     if both := sorted({source.ids[number] for source, number in fit} & {source.ids[number] for source, number in check}):
         raise ValueError(f"{both[0]}: is in both --fit and --scenes: check on scenes that nothing was fitted on")
     out = args.out or dated_folder("calibrate")
-    failures: list[str] = []
-    results: dict[str, Any] = {"weights_checksum": checksum, "failed": failures}
+    failures = Failures()
+    results: dict[str, Any] = {"weights_checksum": checksum}
     with whole_run(out, "calibrate", asdict(args), args.seed) as run:
         if args.fit:
             record = _fit(args, world, fit, checksum, failures)
@@ -283,13 +284,12 @@ def run_calibrate(args: Calibrate) -> int:
             world = LearnedWorld(world.model, args.temperature, args.epsilon, calibration, world.signals)
         if args.scenes:
             results["check"] = _check(args, world, check, run.folder, failures)
-        run.finish(results)
+        failures.write(run.folder)
+        run.finish(results | {"failed": len(failures)})
     if args.into is not None:
         write_json(args.into / CALIBRATION_FILE, results["fit"])
     _print_results(results, args, out)
-    for failure in failures:
-        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
-    return 1 if failures else 0
+    return failures.tell()
 
 
 def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDataset, int]]:
@@ -303,7 +303,7 @@ def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDatase
 
 
 def _observe_all(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], title: str, failures: list[str]
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], title: str, failures: Failures
 ) -> Rows:
     """Return the rows of all scenes; what is wrong with those that fail is added to `failures`."""
     parts = []
@@ -311,12 +311,12 @@ def _observe_all(
         try:
             rows = observe(world, source.load(place), number, args.rollouts, args.horizon, args.seed)
         except SCENE_ERRORS as error:
-            failures.append(f"{source.ids[place]}: {error}")
+            failures.note(source.ids[place], error)
             continue
         if rows is not None:
             parts.append(rows)
     if not parts or not sum(len(part.error) for part in parts):
-        failed = f" ({len(failures)} failed, the first one: {failures[0]})" if failures else ""
+        failed = f" ({len(failures)} failed, the first one: {failures.first()})" if failures else ""
         raise ValueError(
             f"none of the {len(scenes)} scenes shows a scored road user after the first decision{failed}: give longer logs, or a "
             f"longer --horizon than {args.horizon}"
@@ -325,7 +325,7 @@ def _observe_all(
 
 
 def _fit(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int, failures: list[str]
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int, failures: Failures
 ) -> dict[str, Any]:
     """Return what `uncertainty.json` holds: the coefficients, and what they were fitted to."""
     rows = _observe_all(args, world, scenes, "fitting", failures)
@@ -343,7 +343,7 @@ def _fit(
 
 
 def _check(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path, failures: list[str]
+    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path, failures: Failures
 ) -> dict[str, Any]:
     """Return the figures of what the world states on these scenes, and write the files."""
     before = len(failures)

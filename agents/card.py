@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,7 @@ from ..worldmodel.files import replacing, write_text
 from ..worldmodel.run import read_metrics
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
 from .bootstrap import cell
+from .records import finished_record, training_stages, without_folders
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 
@@ -106,7 +107,7 @@ def run_card(args: Card) -> None:
         ValueError: a run is not finished or of another command, the figures are of other weights or of scenes that were not held
             out, or the README has no place for the table.
     """
-    stages, fidelity = training_stages(args.training), _record(args.fidelity, "fidelity")
+    stages, fidelity = training_stages(args.training), finished_record(args.fidelity, "fidelity")
     _check_fit(args, stages[-1][1], fidelity)
     model = BehaviorModel.from_pretrained(args.training / "model")
     calibrated = Calibration.load(args.training / "model") is not None
@@ -186,13 +187,6 @@ def _uncertainty(folder: Path) -> str:
     )
 
 
-def training_stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the folder and record of every run that led to these weights, the first one first."""
-    record = _record(folder, "train behavior")
-    start = record["arguments"].get("start_from")
-    return [*(training_stages(Path(start).parent) if start else []), (folder, record)]
-
-
 def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
     """Return what one training run was asked and what it measured, as Markdown."""
     arguments = {name: without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
@@ -216,29 +210,9 @@ def _check_fit(args: Card, training: Mapping[str, Any], fidelity: Mapping[str, A
             f"{args.fidelity}: scored other weights than those of {args.training}: run "
             f"`worldloop fidelity --weights {args.training / 'model'}` on the validation scenes"
         )
+    if fidelity["results"].get("failed"):
+        raise ValueError(f"{args.fidelity}: {fidelity['results']['failed']} scenes failed in it, see its failures.csv: mend them")
     held_out = [without_folders(source) for source in training["arguments"]["validation"]]
     for source in fidelity["arguments"]["scenes"]:
         if without_folders(source) not in held_out:
             raise ValueError(f"{args.fidelity}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")
-
-
-def _record(folder: Path, command: str) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: not found: name the folder of a finished run")
-    record = json.loads(path.read_text())
-    if record.get("command") != command:
-        raise ValueError(f"{path}: is of `worldloop {record.get('command')}`, wanted one of `worldloop {command}`")
-    if record.get("status") != "finished":
-        raise ValueError(f"{path}: the run is {record.get('status')}, wanted a finished one: resume it first")
-    return record
-
-
-def without_folders(value: Any) -> Any:
-    """Return paths, alone or in a list, without the folders that only mean something on the machine of the run."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_folders(entry) for entry in value]
-    if isinstance(value, str) and "/" in value.partition(":")[0]:
-        place, colon, rest = value.partition(":")
-        return Path(place).name + colon + rest
-    return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +20,19 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.files import write_csv, write_text
 from ..worldmodel.run import dated_folder, whole_run
+from ..worldmodel.uncertainty import weights_checksum
+from ..worldmodel.world import SHIPPED_SIZES
 from .bootstrap import cell
-from .card import training_stages, without_folders
+from .records import finished_record, training_stages, without_folders
 
 SAMPLING = ("temperature", "epsilon", "top_p")
 """Arguments of a measurement that say how the world draws; top_p is of runs from before epsilon."""
 
-FIXED = ("config", "horizon", "rollouts", "scenes", "seed")
-"""Arguments in which the fidelity runs have to agree."""
+MEASURED = (*SAMPLING, "weights", "world", "out", "fit", "into")
+"""Arguments in which runs of one command may differ; in all others they have to agree, or a column would not compare."""
 
 UNRELATED = ("out", "resume", "start_from", "evaluate_every", "validation")
+"""Arguments of a training that shape no weights, or that the order of the stages shows."""
 
 COLUMNS = {
     "rmm_ratio": ("RMM, of the log's", 1, 3),
@@ -37,7 +41,7 @@ COLUMNS = {
     "off_road_rate": ("off the road (%)", 100, 1),
     "sign_agreement": ("same sign as SUMO (%)", 100, 1),
     "hard_brake_collisions": ("hit a braking ego (%)", 100, 1),
-    "speed_ratio": ("speed after a minute", 1, 2),
+    "speed_ratio": ("speed, end of its start", 1, 2),
     "rank_correlation": ("uncertainty's rank", 1, 2),
 }
 """Figures of a row: heading, factor, places."""
@@ -66,57 +70,65 @@ def run_compare(args: Compare) -> Path:
     """Read the runs, print and write the table; return the run folder.
 
     Raises:
-        ValueError: a run is missing, unfinished or of another command; the fidelity runs differ in what they scored; a run beside
-            them is of weights and sampling that no row has; two rows are the same.
+        ValueError: a run is missing, unfinished or of another command; runs of one command measured different things, or two
+            the same; a run beside the fidelity runs is of weights and sampling that no row has.
     """
     if not args.fidelity:
         raise ValueError("found no runs: name one or more finished run folders of `worldloop fidelity`")
-    records = [_read(folder, ("fidelity",)) for folder in args.fidelity]
-    for folder, record in zip(args.fidelity, records, strict=True):
-        wrong = [name for name in FIXED if _plain(record["arguments"][name]) != _plain(records[0]["arguments"][name])]
-        if wrong:
-            raise ValueError(f"{folder}: differs from {args.fidelity[0]} in {', '.join(wrong)}: score all of them alike")
-    rows = [_fidelity_row(folder, record) for folder, record in zip(args.fidelity, records, strict=True)]
-    keys = [_key(record) for record in records]
-    if twice := next((folder for folder, key in zip(args.fidelity, keys, strict=True) if keys.count(key) > 1), None):
-        raise ValueError(f"{twice}: another run has the same weights and sampling: name each once")
-    for folder in args.beside:
-        record = _read(folder, ("counterfactual", "endurance", "calibrate"))
-        found = [row for row, key in zip(rows, keys, strict=True) if _key(record) == key]
-        if not found:
+    records = [(folder, finished_record(folder, "fidelity")) for folder in args.fidelity]
+    beside = [(folder, finished_record(folder, "counterfactual", "endurance", "calibrate")) for folder in args.beside]
+    _check_alike([*records, *beside])
+    rows = {_key(record): _fidelity_row(folder, record) for folder, record in records}
+    recipes = [_recipe(folder, record) for folder, record in records]
+    for folder, record in beside:
+        if _key(record) not in rows:
             raise ValueError(f"{folder}: is of weights or a sampling that no fidelity run has: score those too, or leave it out")
-        found[0].update(_figures(record))
-    recipes = [_recipe(folder, record) for folder, record in zip(args.fidelity, records, strict=True)]
-    for row, recipe, before in zip(rows, recipes, [None, *recipes], strict=False):
-        row["change"] = "the start" if before is None else "; ".join(_changes(before, recipe)) or "nothing that is recorded"
+        rows[_key(record)].update(_figures(record))
+    table = list(rows.values())
+    table[0]["change"] = "the start"
+    for row, (before, after) in zip(table[1:], pairwise(recipes), strict=True):
+        row["change"] = "; ".join(_changes(before, after)) or "nothing that is recorded"
     out = args.out or dated_folder("compare")
     with whole_run(out, "compare", asdict(args), 0) as run:
-        write_csv(run.folder / "steps.csv", rows)
-        write_text(run.folder / "steps.md", _markdown(rows, recipes))
-        run.finish({"rows": rows})
-    _print(rows)
+        write_csv(run.folder / "steps.csv", table)
+        write_text(run.folder / "steps.md", _markdown(table, recipes))
+        run.finish({"rows": table})
+    _print(table)
     return out
 
 
-def _read(folder: Path, commands: Sequence[str]) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: not found: name the folder of a finished run")
-    record = json.loads(path.read_text())
-    if record.get("command") not in commands or record.get("status") != "finished":
-        found = f"{record.get('command')}, {record.get('status')}"
-        raise ValueError(f"{path}: found {found}, wanted a finished run of {', '.join(f'`worldloop {c}`' for c in commands)}")
-    return record
+def _check_alike(records: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Refuse runs of one command that differ in more than the world, and two that measured the same."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    seen: dict[tuple[Any, ...], Path] = {}
+    for folder, record in records:
+        command = record["command"]
+        other, reference = first.setdefault(command, (folder, record))
+        asked, wanted = ({name: _plain(value) for name, value in r["arguments"].items()} for r in (record, reference))
+        names = (asked.keys() | wanted.keys()) - set(MEASURED)
+        if wrong := sorted(name for name in names if asked.get(name) != wanted.get(name)):
+            raise ValueError(f"{folder}: differs from {other} in {', '.join(wrong)}: measure all of them alike")
+        if command == "fidelity" and record["results"]["worlds"][-1] != reference["results"]["worlds"][-1]:
+            raise ValueError(f"{folder}: the log itself scores otherwise than in {other}: other scenes, or some have failed")
+        if record["results"].get("failed"):
+            raise ValueError(f"{folder}: scenes have failed in it, so it measured fewer than the others: mend or leave them out")
+        key = (command, *_key(record))
+        if key in seen:
+            raise ValueError(f"{folder}: has the same weights and sampling as {seen[key]}: name one of them")
+        seen[key] = folder
 
 
 def _plain(value: Any) -> Any:
-    return sorted(without_folders(value)) if isinstance(value, list) else value
+    return sorted(without_folders(value)) if isinstance(value, list) else without_folders(value)
 
 
 def _key(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """World, weights and sampling."""
-    world = record["arguments"].get("world", "learned") if record["command"] == "fidelity" else "learned"
-    return (world, record["results"].get("weights_checksum"), *(record["arguments"].get(name) for name in SAMPLING))
+    world = record["arguments"].get("world") if record["command"] == "fidelity" else None
+    weights = record["results"].get("weights_checksum")
+    if world in (None, "learned") and weights is None:
+        raise ValueError(f"a run of `worldloop {record['command']}` from {record['started']} names no weights: run it again")
+    return (world or "learned", weights, *(record["arguments"].get(name) for name in SAMPLING))
 
 
 def _fidelity_row(folder: Path, record: Mapping[str, Any]) -> Row:
@@ -145,37 +157,51 @@ def _with_interval(found: Mapping[str, Any], names: Sequence[str]) -> Row:
 
 
 def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of all trainings that led to a row, by stage, and of its sampling."""
+    """The arguments of all trainings that led to a row, by stage, and of its sampling.
+
+    Raises:
+        ValueError: the weights beside the trainings are not those that were scored any more.
+    """
     weights, world = record["arguments"]["weights"], record["arguments"].get("world", "learned")
     if world != "learned":
         return {"world": world}
-    stages = [] if weights is None else training_stages(Path(weights).parent)
-    shipped = {} if stages else {"weights": "those that the package shipped"}
+    sampling = {name: value for name in SAMPLING if (value := record["arguments"].get(name)) is not None}
+    if weights is None or weights in SHIPPED_SIZES:
+        return {"weights": f"shipped: {weights or 'the default'}", "sampling": sampling}
+    if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
+        raise ValueError(f"{folder}: scored weights that {weights} does not hold any more: score them again")
+    stages = training_stages(Path(weights).parent)
     trained = {
         f"stage {number}": {name: without_folders(value) for name, value in stage["arguments"].items() if name not in UNRELATED}
         for number, (_, stage) in enumerate(stages, 1)
     }
-    sampling = {name: value for name in SAMPLING if (value := record["arguments"].get(name)) is not None}
-    return shipped | trained | {"sampling": sampling}
+    return trained | {"sampling": sampling}
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Say, part by part, what differs between two recipes."""
     for part in dict.fromkeys((*before, *after)):
         old, new = before.get(part), after.get(part)
-        if old == new:
-            continue
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            yield f"{part}: {'left out' if new is None else 'added' if isinstance(new, dict) else new}"
-            continue
-        told = []
-        for name in dict.fromkeys((*old, *new)):
-            was, now = old.get(name), new.get(name)
-            if isinstance(was, list) and isinstance(now, list):
-                told += [f"+ {entry}" for entry in now if entry not in was] + [f"- {entry}" for entry in was if entry not in now]
-            elif was != now:
-                told.append(f"{name} {was} -> {now}")
-        yield f"{part}: {', '.join(told)}"
+        if new is None:
+            yield f"{part}: left out"
+        elif not isinstance(new, dict):
+            if new != old:
+                yield f"{part}: {new}"
+        elif told := list(_differences(old or {}, new)):
+            yield f"{part}{'' if old else ' added'}: {', '.join(told)}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Say which arguments differ; where there was nothing before, which there are, those that are off apart."""
+    for name in dict.fromkeys((*old, *new)):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, list) and isinstance(now, list):
+            yield from (f"+ {entry}" for entry in now if entry not in was)
+            yield from (f"- {entry}" for entry in was if entry not in now)
+        elif was != now and old:
+            yield f"{name} {was} -> {now}"
+        elif was != now and name in ("data", "steps", "closed_loop", "learning_rate", *SAMPLING):
+            yield f"{name} {', '.join(now) if isinstance(now, list) else now}"
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:

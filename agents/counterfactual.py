@@ -49,6 +49,7 @@ from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, World, model_folder, random_keys
 from .bootstrap import cell, interval, resampled
+from .failures import Failures
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -141,7 +142,7 @@ def run_counterfactual(args: Counterfactual) -> int:
         )
     scenes = open_scenes(args.scenes)
     scenes = scenes if args.limit is None else scenes.first(args.limit)
-    failures: list[Row] = []
+    failures = Failures()
     rows, responses, refused = [], [], []
     shown: dict[str, tuple[float, Answer]] = {}
     with ExitStack() as stack, whole_run(out, "counterfactual", asdict(args), args.seed) as run:
@@ -150,16 +151,18 @@ def run_counterfactual(args: Counterfactual) -> int:
             try:
                 case = run_case(scenes.load(number), args, worlds, steps)
             except SCENE_ERRORS as error:
-                failures.append({"scene": scenes.ids[number], "error": " ".join(str(error).split())})
+                failures.note(scenes.ids[number], error)
                 continue
             rows += case_rows(case)
             responses += response_rows(case)
             refused += [{"intervention": name, "why": why} for name, why in case.plan.refused.items()]
             _keep_best(shown, case)
-        if failures:
-            write_csv(run.folder / "failures.csv", failures)
+        failures.refuse_all(len(scenes))
         if all(row["intervention"] == KEEP for row in rows):
-            raise ValueError(_nothing(len(scenes), failures))
+            raise ValueError(
+                f"none of the {len(scenes)} scenes lets the ego do what was asked for: take other scenes or interventions"
+            )
+        failures.write(run.folder)
         summary = summarise(rows, args.seed)
         for name, content in (("summary", summary), ("cases", rows), ("responses", responses)):
             write_csv(run.folder / f"{name}.csv", content)
@@ -174,14 +177,8 @@ def run_counterfactual(args: Counterfactual) -> int:
         }
         results["weights_checksum"] = weights_checksum(model_folder(args.weights))
         run.finish(results)
-    _print_tables(results, failures, out)
-    return 1 if failures else 0
-
-
-def _nothing(count: int, failures: Sequence[Row]) -> str:
-    if failures:
-        return f"all of the {len(failures)} scenes failed, the first one ({failures[0]['scene']}): {failures[0]['error']}"
-    return f"none of the {count} scenes lets the ego do what was asked for: take other scenes or interventions"
+    _print_tables(results, out)
+    return failures.tell()
 
 
 def _open_worlds(args: Counterfactual, scenes: SceneDataset, steps: int, stack: ExitStack) -> dict[str, World]:
@@ -360,7 +357,7 @@ def _keep_best(shown: dict[str, tuple[float, Answer]], case: Case) -> None:
             shown[branch] = (worth, Answer(branch.replace("_", " "), case.scene, traces, agent, who))
 
 
-def _print_tables(results: Mapping[str, Any], failures: Sequence[Row], out: Path) -> None:
+def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 150
@@ -388,8 +385,6 @@ def _print_tables(results: Mapping[str, Any], failures: Sequence[Row], out: Path
     for name, reasons in results["left_out"].items():
         for why, count in reasons.items():
             console.print(f"{name.replace('_', ' ')} left out in {count} scenes: {why}", markup=False)
-    for row in failures[:10]:
-        console.print(f"failed: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False, soft_wrap=True)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from ..worldmodel.data import SceneDataset, ShardWriter, describe, import_scenes
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.networks import TEMPLATES
 from ..worldmodel.run import dated_folder, whole_run
-from ..worldmodel.scene import LAYOUT, Scene
+from ..worldmodel.scene import HISTORY_STEPS, LAYOUT, Scene
 from ..worldmodel.sumo import SumoWorld, generate, require_sumo
-from .interventions import INTERVENTIONS, Intervention, answered_scenes
+from .failures import Failures
+from .interventions import INTERVENTIONS, Intervention, answered_scene, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
 
 JOB_SCENES = 16
@@ -104,7 +105,8 @@ class Intervene:
 
     In generated traffic nobody brakes without a reason, so nobody learns from it to answer. Every scene of SRC that
     `worldloop data generate` made gives one for each intervention that its ego can make, begun at the present. They are for
-    training: they carry no recipe, so SUMO cannot start them again. Needs pip install "worldloop[sumo]". Writes the folder DST
+    training: they carry no recipe, so SUMO cannot start them again, and whoever learns from them must not be tested on scenes of
+    SRC. Needs pip install "worldloop[sumo]". Writes the folder DST
     under its final name only once it is whole; the run folder gets run.json, scenes.csv, and failures.csv if any.
 
     Example: worldloop data intervene scenes/generated scenes/interventions --limit 200
@@ -119,7 +121,7 @@ class Intervene:
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     workers: int = 0
-    """Processes, each with one SUMO. 0: one for each core."""
+    """Processes that drive SUMO. 0: one for each core."""
     overwrite: bool = False
     """Replace a data set that is there already."""
     out: Path | None = None
@@ -179,21 +181,17 @@ def run_generate(args: Generate) -> None:
     with (
         whole_run(out, "data generate", asdict(args), args.seed) as run,
         ShardWriter(args.dst, overwrite=args.overwrite) as writer,
-        ProcessPoolExecutor(args.workers or os.cpu_count(), get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool,
         _bar("scenes") as tell,
+        _in_processes(_simulate, jobs, args.workers) as results,
     ):
         tell(0, args.scenes, "")
-        try:
-            for (source, seed, count, _), parts in zip(jobs, pool.map(_simulate, *zip(*jobs, strict=True)), strict=True):
-                for id, recipe, arrays in parts:
-                    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-                    writer.add(Scene(id=(id,), recipe=(recipe,), **tensors), source=source)
-                    rows.append({"scene": id, "source": source, "seed": seed})
-                done += count
-                tell(done, args.scenes, source)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for (source, seed, count, _), parts in zip(jobs, results, strict=True):
+            for id, recipe, arrays in parts:
+                tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                writer.add(Scene(id=(id,), recipe=(recipe,), **tensors), source=source)
+                rows.append({"scene": id, "source": source, "seed": seed})
+            done += count
+            tell(done, args.scenes, source)
         write_csv(run.folder / "scenes.csv", rows)
         run.finish({"scenes": len(rows)})
     Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
@@ -207,71 +205,88 @@ def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str
 
 
 def run_intervene(args: Intervene) -> int:
-    """Drive the interventions in parallel with a progress bar; return the exit code, 1 if a scene failed."""
+    """Drive the interventions in parallel with a progress bar; return the exit code, 1 if any failed."""
     if args.workers < 0 or not args.interventions:
         raise ValueError(f"found --workers {args.workers} and {len(args.interventions)} interventions, wanted 0 and 1 or more")
     require_sumo()
     scenes = open_scenes(args.src)
+    if scenes.path.resolve() == args.dst.resolve():
+        raise ValueError(f"{args.dst}: is where the scenes come from: name another place")
     scenes = scenes if args.limit is None else scenes.first(args.limit)
     if without := sum(not entry["recipe"] for entry in scenes.entries):
         raise ValueError(
             f"{args.src}: {without} of the {len(scenes)} scenes were not made by `worldloop data generate`: SUMO cannot drive "
             "them; choose others with FOLDER:GLOB"
         )
-    chunks = [range(first, min(first + JOB_SCENES, len(scenes))) for first in range(0, len(scenes), JOB_SCENES)]
-    out, rows, failures = args.out or dated_folder("data intervene"), [], []
+    out, rows, failures = args.out or dated_folder("data intervene"), [], Failures()
+    refused: Counter[tuple[str, str]] = Counter()
+    jobs = [
+        (str(scenes.path), scenes.ids[first : first + JOB_SCENES], args.interventions)
+        for first in range(0, len(scenes), JOB_SCENES)
+    ]
     with (
         whole_run(out, "data intervene", asdict(args), seed=0) as run,
         ShardWriter(args.dst, overwrite=args.overwrite) as writer,
-        ProcessPoolExecutor(args.workers or os.cpu_count(), get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool,
         _bar("scenes") as tell,
+        _in_processes(_intervene, jobs, args.workers) as results,
     ):
         tell(0, len(scenes), "")
-        parts = [[scenes.ids[row] for row in chunk] for chunk in chunks]
-        try:
-            jobs = pool.map(_intervene, [str(scenes.path)] * len(chunks), parts, [args.interventions] * len(chunks))
-            for chunk, (made, failed) in zip(chunks, jobs, strict=True):
-                for name, source, id, arrays in made:
-                    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-                    writer.add(Scene(id=(id,), recipe=("",), **tensors), source=name)
-                    rows.append({"scene": id, "source": source, "intervention": name})
-                failures += failed
-                tell(chunk.stop, len(scenes), "")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        if failures:
-            write_csv(run.folder / "failures.csv", failures)
+        for number, (made, failed, left_out) in enumerate(results, 1):
+            for name, source, id, arrays in made:
+                tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+                writer.add(Scene(id=(id,), recipe=("",), **tensors), source=source)
+                rows.append({"scene": id, "source": source, "intervention": name})
+            failures += failed
+            refused.update(left_out)
+            tell(min(number * JOB_SCENES, len(scenes)), len(scenes), "")
         if not rows:
-            raise ValueError(
-                f"none of the {len(scenes)} scenes lets the ego do what was asked for, {len(failures)} failed: see {out}"
-            )
+            why = failures.first() if failures else next(why for _, why in refused)
+            raise ValueError(f"none of the {len(scenes)} scenes lets the ego do what was asked for, the first one: {why}")
         write_csv(run.folder / "scenes.csv", rows)
+        failures.write(run.folder)
         counts = Counter(row["intervention"] for row in rows)
-        run.finish({"scenes": len(rows), "failed": len(failures), "interventions": counts})
+        listed = [{"intervention": name, "why": why, "scenes": count} for (name, why), count in refused.items()]
+        run.finish({"scenes": len(rows), "failed": len(failures), "interventions": counts, "left_out": listed})
     console = Console(highlight=False)
-    for row in failures[:10]:
-        console.print(f"failed: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
-    listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    console.print(f"{len(rows)} scenes ({listed}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
-    return 1 if failures else 0
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    console.print(f"{len(rows)} scenes ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    return failures.tell()
 
 
 def _intervene(
-    folder: str, ids: list[str], wanted: tuple[Intervention, ...]
-) -> tuple[list[tuple[str, str, str, dict[str, np.ndarray]]], list[dict[str, str]]]:
-    """Work of one process: intervention, source, id and arrays of each new scene, and what failed."""
+    folder: str, ids: Sequence[str], wanted: tuple[Intervention, ...]
+) -> tuple[list[tuple[str, str, str, dict[str, np.ndarray]]], Failures, list[tuple[str, str]]]:
+    """Work of one process: intervention, source, id and arrays of each new scene; what failed; what cannot be made and why."""
     torch.set_num_threads(1)
-    made, failed, scenes = [], [], SceneDataset(Path(folder))
-    with SumoWorld() as world:
+    made, failed, refused, scenes = [], Failures(), [], SceneDataset(Path(folder))
+    with SumoWorld(max(scenes.sizes()["T"], 1)) as world:
         for id in ids:
             try:
                 scene = scenes.load(id)
-                for name, found in answered_scenes(scene, world, wanted):
-                    made.append((name, id, found.id[0], {key: getattr(found, key).numpy() for key in LAYOUT}))
+                plan = plan_interventions(scene, wanted, scene.steps - 1 - HISTORY_STEPS)
+                refused += plan.refused.items()
             except SCENE_ERRORS as error:
-                failed.append({"scene": id, "error": " ".join(str(error).split())})
-    return made, failed
+                failed.note(id, error, intervention="all")
+                continue
+            for name in plan.branches[1:]:
+                try:
+                    found = answered_scene(scene, world, plan, name)
+                    made.append((name, id, found.id[0], {key: getattr(found, key).numpy() for key in LAYOUT}))
+                except SCENE_ERRORS as error:
+                    failed.note(id, error, intervention=name)
+    return made, failed, refused
+
+
+@contextmanager
+def _in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Iterator[Any]]:
+    """Yield the results of `work` for each of the jobs, in order, from so many processes (0: one a core); an error stops all."""
+    count = workers or os.cpu_count()
+    with ProcessPoolExecutor(count, get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool:
+        try:
+            yield pool.map(work, *zip(*jobs, strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def run_info(args: Info) -> None:

@@ -37,6 +37,7 @@ from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, model_folder, movable, random_keys
 from .bootstrap import cell, interval, resampled
+from .failures import Failures
 from .rollout import SCENE_ERRORS, open_scenes
 
 FIGURES = {
@@ -224,32 +225,30 @@ def run_endurance(args: Endurance) -> int:
     with whole_run(out, "endurance", asdict(args), args.seed) as run:
         tallies: dict[str, list[Tally]] = {name: [] for name in worlds}
         rows: list[dict[str, Any]] = []
-        failures: list[str] = []
+        failures = Failures()
         for source, number in track(scenes, "running", console=Console(stderr=True)):
             try:
                 scene = source.load(number)
                 purpose = f"endurance {scene.id[0]}"
                 found = {name: endure(world, scene, args, seeded_generator(args.seed, purpose)) for name, world in worlds.items()}
             except SCENE_ERRORS as error:
-                failures.append(f"{source.ids[number]}: {error}")
+                failures.note(source.ids[number], error)
                 continue
             for name, tally in found.items():
                 tallies[name].append(tally)
                 for second, sums in enumerate(tally.sums.T.tolist()):
                     rows.append({"scene": scene.id[0], "world": name, "second": second} | dict(zip(SUMS, sums, strict=True)))
-        if len(failures) == len(scenes):
-            raise ValueError(f"all {len(scenes)} scenes failed, the first one: {failures[0]}")
+        failures.refuse_all(len(scenes))
+        failures.write(run.folder)
         summary = [{"world": name} | summarise(found, args.window, args.seed) for name, found in tallies.items()]
         write_csv(run.folder / "scenes.csv", rows)
         write_csv(run.folder / "summary.csv", summary)
         curves = {title: {name: _curve(found, *of) for name, found in tallies.items()} for title, *of in FIGURES.values()}
         draw_curves(run.folder / "endurance.png", curves, [second + 0.5 for second in range(args.seconds)])
         checksum = weights_checksum(model_folder(args.weights))
-        run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum, "failed": failures})
+        run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum, "failed": len(failures)})
     _print_table(summary, args, out)
-    for failure in failures:
-        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
-    return 1 if failures else 0
+    return failures.tell()
 
 
 def _curve(tallies: Sequence[Tally], above: str, below: str) -> list[float | None]:

@@ -40,6 +40,7 @@ from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
 from .bootstrap import cell, interval, resampled
+from .failures import Failures
 from .policy import load_attribute
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -205,16 +206,16 @@ def run_fidelity(args: Fidelity) -> int:
     out = args.out or dated_folder("fidelity")
     with whole_run(out, "fidelity", asdict(args), args.seed) as run:
         rows: list[Row] = []
-        failures: list[str] = []
+        failures = Failures()
         counts: dict[str, dict[str, Tensor]] = {}
         scenes = [(text, number) for text, source in sources.items() for number in range(len(source))]
         for text, number in track(scenes, "scoring", console=Console(stderr=True)):
             try:
                 rows += _score_scene(args, sources[text].load(number), text, worlds, counts)
             except SCENE_ERRORS as error:
-                failures.append(f"{sources[text].ids[number]}: {error}")
-        if len(failures) == len(scenes):
-            raise ValueError(f"all {len(scenes)} scenes failed, the first one: {failures[0]}")
+                failures.note(sources[text].ids[number], error)
+        failures.refuse_all(len(scenes))
+        failures.write(run.folder)
         for text in sources:
             for name in worlds:
                 finish_rows([row for row in rows if (row["data_set"], row["world"]) == (text, name)], args.config)
@@ -224,14 +225,12 @@ def run_fidelity(args: Fidelity) -> int:
         write_csv(run.folder / "summary.csv", summary)
         _write_distributions(counts, run.folder)
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
-        results["failed"] = failures
+        results["failed"] = len(failures)
         if args.world == "learned":
             results["weights_checksum"] = weights_checksum(model_folder(args.weights))
         run.finish(results)
     _print_tables(results, out)
-    for failure in failures:
-        Console(stderr=True, highlight=False).print(f"failed: {failure}", markup=False, soft_wrap=True)
-    return 1 if failures else 0
+    return failures.tell()
 
 
 def _score_scene(

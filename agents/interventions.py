@@ -17,7 +17,6 @@ CMU-RI-TR-92-01, 1992):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -27,7 +26,7 @@ from torch import Tensor
 from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, project_on_polyline, to_local, wrap_angle
 from ..worldmodel.open_loop import logged_ego
-from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene
+from ..worldmodel.scene import DERIVED, HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.world import ReplayWorld, State, World
 
 Intervention = Literal["hard_brake", "stop", "accelerate", "swerve", "cut_in", "creep"]
@@ -102,12 +101,14 @@ def plan_interventions(scene: Scene, wanted: tuple[Intervention, ...], steps: in
     """Plan those interventions that can be made from a scene (B = 1).
 
     Raises:
-        ValueError: the log is shorter than `steps`, so there is no course to keep for so long.
+        ValueError: `steps` is 0, or the log is shorter than that, so there is no course to keep for so long.
     """
     longest = int(ReplayWorld().horizon(scene)[0])
+    if steps < 1:
+        raise ValueError("its log ends at the present, so there is no course to leave: leave the scene out")
     if longest < steps:
         raise ValueError(
-            f"{scene.id[0]}: its log goes on for {TIME_STEP * longest:g} s, but the ego shall keep its course for "
+            f"its log goes on for {TIME_STEP * longest:g} s, but the ego shall keep its course for "
             f"{TIME_STEP * steps:g} s: take a --horizon of {TIME_STEP * longest:g} or less, or leave the scene out"
         )
     state = ReplayWorld().reset(scene, torch.zeros(1, dtype=torch.int64))
@@ -136,21 +137,19 @@ def plan_interventions(scene: Scene, wanted: tuple[Intervention, ...], steps: in
     return Plan(tuple(branches[number] for number in gone), motion.take(gone), followers, refused)
 
 
-def answered_scenes(scene: Scene, world: World, wanted: tuple[Intervention, ...]) -> Iterator[tuple[str, Scene]]:
-    """Yield each intervention that can be made from a scene (B = 1), and the scene as `world` goes on with it.
+def answered_scene(scene: Scene, world: World, plan: Plan, name: str) -> Scene:
+    """Return a scene (B = 1) as `world` goes on with it when the ego makes the intervention `name` of its plan.
 
     The log up to the present stays; from there on it is what the world shows, without the recipe that would lead elsewhere.
     """
-    plan = plan_interventions(scene, wanted, scene.steps - 1 - HISTORY_STEPS)
-    for branch, name in list(enumerate(plan.branches))[1:]:
-        state = world.reset(scene, torch.zeros(1, dtype=torch.int64))
-        moments = []
-        for step in range(plan.motion.heading.shape[1]):
-            state = world.step(state, plan.motion.map(lambda tensor, at=(branch, step): tensor[at][None]))
-            moments.append(state)
-        shown = {key: torch.stack([getattr(moment, key) for moment in moments], dim=2) for key in RECORDED}
-        whole = {key: torch.cat((getattr(scene, key)[:, :, : HISTORY_STEPS + 1], part), dim=2) for key, part in shown.items()}
-        yield name, replace(scene, id=(f"{scene.id[0]}/{name}",), recipe=("",), **whole)
+    branch, moments = plan.branches.index(name), []
+    state = world.reset(scene, torch.zeros(1, dtype=torch.int64))
+    for step in range(plan.motion.heading.shape[1]):
+        state = world.step(state, plan.motion.map(lambda tensor, at=(branch, step): tensor[at][None]))
+        moments.append(state)
+    shown = {key: torch.stack([getattr(moment, key) for moment in moments], dim=2) for key in RECORDED}
+    whole = {key: torch.cat((getattr(scene, key)[:, :, : HISTORY_STEPS + 1], part), dim=2) for key, part in shown.items()}
+    return replace(scene, id=(f"{scene.id[0]}{DERIVED}{name}",), recipe=("",), **whole)
 
 
 def follower(state: State, shift: float = 0.0) -> int | None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..envs.observation import signals_along
-from ..worldmodel.behavior import hashed_uniform
 from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, polyline_direction, project_on_polyline, to_local, wrap_angle
+from ..worldmodel.sampling import hashed_uniform
 from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, SignalState
 from ..worldmodel.world import State
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from tyro.conf import Positional, arg
 from ..renderers.curves import draw_power_laws
 from ..worldmodel.files import write_csv
 from ..worldmodel.run import dated_folder, whole_run
+from .records import finished_record
 
 AXES = {"parameters": "parameters", "training_scenes": "training scenes"}
 VARIED = ("out", "model", "share", "resume")
@@ -117,15 +117,7 @@ def run_scaling(args: Scaling) -> Path:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: no run.json, so it is no run folder: name those that `worldloop train` wrote") from None
-    except ValueError as error:
-        raise ValueError(f"{folder}/run.json: not readable ({error}): train again") from error
-    if record.get("command") != "train behavior" or record.get("status") != "finished":
-        found = f"{record.get('command')}, {record.get('status')}"
-        raise ValueError(f"{folder}: found {found}, wanted a finished run of `worldloop train behavior`")
+    record = finished_record(folder, "train behavior")
     number = lambda value: isinstance(value, int | float) and math.isfinite(value)  # noqa: E731
     if missing := [name for name in COLUMNS[1:-1] if not number(record["results"].get(name))]:
         raise ValueError(f"{folder}: its results have no number of {', '.join(missing)}: train again with this release")

@@ -18,7 +18,7 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 """From left to right: a folder imports only from those before it."""
 
 WORLDMODEL_RANK = {
-    **dict.fromkeys(("files", "geometry"), 0),
+    **dict.fromkeys(("files", "geometry", "sampling"), 0),
     **dict.fromkeys(("run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
     **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),

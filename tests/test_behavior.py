@@ -5,7 +5,8 @@ import pytest
 import torch
 from models import arc_vocabulary, tiny_model
 from scenes import EGO, FOLLOWER, moved, several_roads, straight_road
-from worldloop.worldmodel.behavior import Agents, BehaviorModel, hashed_uniform, sample_tokens, unit
+from worldloop.worldmodel.behavior import Agents, BehaviorModel, unit
+from worldloop.worldmodel.sampling import hashed_uniform, sample_tokens
 from worldloop.worldmodel.train_behavior import agents_of
 
 
@@ -117,6 +118,12 @@ def test_samples_follow_the_probabilities_and_leave_out_what_is_too_unlikely():
     assert torch.allclose(share, torch.tensor([0.15, 0.5, 0.3, 0.0]) / 0.95, atol=0.015)
     drawn = sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), temperature=1.0, epsilon=0.9)
     assert (drawn == 1).all(), "where nothing is likely enough, the likeliest is taken"
+
+
+def test_epsilon_counts_among_all_tokens_also_those_that_are_never_considered():
+    scores = torch.zeros(1, 20_000, 400)  # a four hundredth each: of the 128 that are considered a hundred and twenty-eighth
+    scores[..., 0] = 0.1
+    assert (sample_tokens(scores, torch.tensor([7]), torch.tensor([3]), 1.0, epsilon=0.005) == 0).all()
 
 
 def test_who_stands_starts_now_and_then():

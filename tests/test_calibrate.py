@@ -257,7 +257,7 @@ def test_a_damaged_scene_is_counted_and_the_others_are_used(tmp_path: Path, caps
     asked = Calibrate(scenes=(roads,), weights=tmp_path / "model", rollouts=2, horizon=30, out=tmp_path / "run")
     assert run_calibrate(asked) == 1
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
-    assert (results["check"]["scenes"], results["check"]["left_out"], len(results["failed"])) == (2, 0, 1)
+    assert (results["check"]["scenes"], results["check"]["left_out"], results["failed"]) == (2, 0, 1)
     assert "failed: hand/0: " in capsys.readouterr().err
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from worldloop.agents.bootstrap import cell, interval, resampled
 from worldloop.agents.compare import Compare, run_compare
+from worldloop.worldmodel.uncertainty import weights_checksum
 
 
 def write(folder, command, arguments, results, status="finished"):
-    folder.mkdir(parents=True)
-    record = {"command": command, "status": status, "arguments": arguments, "results": results}
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"command": command, "status": status, "started": "today", "arguments": arguments, "results": results}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
 
@@ -25,16 +26,23 @@ def spread(**values):
 
 
 def training(folder, **changes):
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_text(folder.name)
     arguments = {"data": ["/home/someone/sets/made=2"], "steps": 100, "start_from": None, "out": str(folder)} | changes
     return write(folder, "train behavior", arguments, {})
 
 
-def fidelity(folder, run, checksum, epsilon=0.005, **changes):
+def checksum(run):
+    return weights_checksum(run / "model")
+
+
+def fidelity(folder, run, epsilon=0.005, log=1.0, failed=0, **changes):
     arguments = {"scenes": ["/home/someone/sets/held"], "rollouts": 32, "horizon": 80, "config": 2025, "seed": 0}
-    arguments |= {"weights": str(run / "model"), "temperature": 1.0, "epsilon": epsilon} | changes
+    arguments |= {"weights": str(run / "model") if run else None, "temperature": 1.0, "epsilon": epsilon} | changes
     figures = spread(rmm_ratio=0.9, min_ade=1.0, collision_rate=0.2, off_road_rate=0.3)
-    worlds = [{"world": "learned"} | figures, {"world": "log"}]
-    return write(folder, "fidelity", arguments, {"worlds": worlds, "weights_checksum": checksum})
+    worlds = [{"world": "learned"} | figures, {"world": "log", "rmm": log}]
+    results = {"worlds": worlds, "weights_checksum": checksum(run) if run else None, "failed": failed}
+    return write(folder, "fidelity", arguments, results)
 
 
 @pytest.fixture
@@ -43,24 +51,24 @@ def runs(tmp_path):
     second = training(
         tmp_path / "second", data=["/elsewhere/made=3", "/elsewhere/moved"], steps=50, start_from=str(first / "model")
     )
-    return fidelity(tmp_path / "a", first, 1), fidelity(tmp_path / "b", second, 2), fidelity(tmp_path / "c", second, 2, 0.01)
+    return fidelity(tmp_path / "a", first), fidelity(tmp_path / "b", second), fidelity(tmp_path / "c", second, 0.01)
 
 
 def test_every_row_says_what_changed_and_figures_find_their_row(runs, tmp_path, capsys):
-    arguments = {"temperature": 1.0, "epsilon": 0.01}
+    arguments, of = {"temperature": 1.0, "epsilon": 0.01}, checksum(tmp_path / "second")
     reactions = [
         {"intervention": "hard_brake", "world": "learned"} | spread(follower_collision_rate=0.4),
         {"intervention": "all", "world": "sumo"} | spread(sign_agreement=1.0),
         {"intervention": "all", "world": "learned"} | spread(sign_agreement=0.6),
     ]
     beside = (
-        write(tmp_path / "cf", "counterfactual", arguments, {"figures": reactions, "weights_checksum": 2}),
-        write(tmp_path / "end", "endurance", arguments, {"worlds": [spread(speed_ratio=0.8)], "weights_checksum": 2}),
+        write(tmp_path / "cf", "counterfactual", arguments, {"figures": reactions, "weights_checksum": of}),
+        write(tmp_path / "end", "endurance", arguments, {"worlds": [spread(speed_ratio=0.8)], "weights_checksum": of}),
         write(
             tmp_path / "cal",
             "calibrate",
             arguments,
-            {"check": {"rank_correlations": [spread(stated=0.7)]}, "weights_checksum": 2},
+            {"check": {"rank_correlations": [spread(stated=0.7)]}, "weights_checksum": of},
         ),
     )
     out = run_compare(Compare(runs, beside, tmp_path / "out"))
@@ -68,7 +76,7 @@ def test_every_row_says_what_changed_and_figures_find_their_row(runs, tmp_path, 
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == ["a", "b", "c"]
     assert rows[0]["change"] == "the start"
-    assert rows[1]["change"] == "stage 2: added"
+    assert rows[1]["change"] == "stage 2 added: data made=3, moved, steps 50"
     assert rows[2]["change"] == "sampling: epsilon 0.005 -> 0.01"
     figures = ("sign_agreement", "hard_brake_collisions", "speed_ratio", "rank_correlation", "hard_brake_collisions_low")
     assert [rows[1][name] for name in figures] == [""] * 5
@@ -82,7 +90,7 @@ def test_every_row_says_what_changed_and_figures_find_their_row(runs, tmp_path, 
 
 
 def test_a_world_of_ones_own_is_a_row(runs, tmp_path):
-    own = fidelity(tmp_path / "own", tmp_path / "none", None, weights=None, world="mine:world")
+    own = fidelity(tmp_path / "own", None, world="mine:world")
     out = run_compare(Compare((runs[0], own), out=tmp_path / "out"))
     rows = json.loads((out / "run.json").read_text())["results"]["rows"]
     assert rows[1]["change"] == "stage 1: left out; sampling: left out; world: mine:world"
@@ -91,7 +99,7 @@ def test_a_world_of_ones_own_is_a_row(runs, tmp_path):
 def test_a_changed_argument_and_changed_data_are_named(tmp_path):
     one = training(tmp_path / "one")
     two = training(tmp_path / "two", data=["/elsewhere/made=3", "/elsewhere/moved"], steps=50)
-    run_compare(Compare((fidelity(tmp_path / "a", one, 1), fidelity(tmp_path / "b", two, 2)), out=tmp_path / "out"))
+    run_compare(Compare((fidelity(tmp_path / "a", one), fidelity(tmp_path / "b", two)), out=tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["results"]["rows"][1]["change"] == "stage 1: + made=3, + moved, - made=2, steps 100 -> 50"
 
@@ -99,17 +107,38 @@ def test_a_changed_argument_and_changed_data_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda runs, place: (runs[0], runs[0]), "same weights and sampling"),
+        (lambda runs, place: (runs[0], runs[0]), "a: has the same weights and sampling as .*a: name one"),
         (lambda runs, place: (), "found no runs"),
         (lambda runs, place: (place / "none",), r"none/run\.json: not found"),
-        (lambda runs, place: (runs[0], fidelity(place / "d", place / "first", 3, rollouts=4)), "d: differs from .*a in rollouts"),
-        (lambda runs, place: (place / "first",), "found train behavior, finished, wanted a finished run of `worldloop fidelity`"),
+        (lambda runs, place: (runs[0], fidelity(place / "d", place / "first", rollouts=4)), "d: differs from .*a in rollouts"),
+        (
+            lambda runs, place: (runs[0], fidelity(place / "d", place / "second", 0.1, log=0.9)),
+            "d: the log itself scores otherwise",
+        ),
+        (
+            lambda runs, place: (fidelity(place / "d", place / "second", 0.1, failed=1),),
+            "d: scenes have failed in it",
+        ),
+        (lambda runs, place: (place / "first",), "is of `worldloop train behavior`, wanted one of `worldloop fidelity`"),
+        (lambda runs, place: (fidelity(place / "d", None),), "names no weights"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message):
         run_compare(Compare(spoil(runs, tmp_path), out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_have_changed_since_are_refused(runs, tmp_path):
+    (tmp_path / "second" / "model" / "model.safetensors").write_text("trained on")
+    with pytest.raises(ValueError, match="b: scored weights that .*second/model does not hold any more"):
+        run_compare(Compare(runs, out=tmp_path / "out"))
+
+
+def test_shipped_sizes_are_rows(runs, tmp_path):
+    small = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights="small")
+    out = run_compare(Compare((small, runs[0]), out=tmp_path / "out"))
+    assert '"weights": "shipped: small"' in (out / "steps.md").read_text()
 
 
 def test_one_scene_has_a_figure_and_no_interval():
@@ -122,7 +151,16 @@ def test_one_scene_has_a_figure_and_no_interval():
     assert cell({"rate": None}, "rate") == "none"
 
 
-def test_a_run_of_other_weights_beside_is_refused(runs, tmp_path):
-    other = write(tmp_path / "cf", "counterfactual", {"temperature": 1.0, "epsilon": 0.5}, {"weights_checksum": 2, "figures": []})
-    with pytest.raises(ValueError, match="cf: is of weights or a sampling that no fidelity run has"):
-        run_compare(Compare(runs, (other,), out=tmp_path / "out"))
+def test_a_run_beside_has_to_fit(runs, tmp_path):
+    own = {"weights_checksum": checksum(tmp_path / "second"), "figures": [{"intervention": "all", "world": "learned"}]}
+    run = lambda name, **changes: write(  # noqa: E731
+        tmp_path / name, "counterfactual", {"temperature": 1.0, "epsilon": 0.01, "horizon": 6.0} | changes, own
+    )
+    for beside, message in (
+        ((run("p", epsilon=0.5),), "p: is of weights or a sampling that no fidelity run has"),
+        ((run("q"), run("r")), "r: has the same weights and sampling as .*q"),
+        ((run("s"), run("t", epsilon=0.005, horizon=2.0)), "t: differs from .*s in horizon"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_compare(Compare(runs, beside, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from scenes import EGO, FOLLOWER, LEADER, NEIGHBOUR, several_roads, straight_roa
 from worldloop.agents import cli
 from worldloop.agents.counterfactual import COUNTS, FIGURES, KEEP, Counterfactual, run_counterfactual, summarise
 from worldloop.agents.data import Intervene, run_intervene
-from worldloop.agents.interventions import INTERVENTIONS, answered_scenes, follower, plan_interventions
+from worldloop.agents.interventions import INTERVENTIONS, answered_scene, follower, plan_interventions
 from worldloop.envs.reactions import (
     held_speed,
     mean_change,
@@ -187,7 +187,7 @@ def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:
     assert (tmp_path / "run" / "hard_brake.png").read_bytes()[:4] == b"\x89PNG"
     assert run_counterfactual(replace(args, world="learned", limit=2, out=tmp_path / "second")) == 0
     alone = replace(args, scenes=data_set(tmp_path / "short", short), world="learned", out=tmp_path / "third")
-    with pytest.raises(ValueError, match="all of the 1 scenes failed, the first one"):
+    with pytest.raises(ValueError, match="all 1 scenes failed, the first one"):
         run_counterfactual(alone)
     assert not (tmp_path / "third").exists()
     creeping = replace(args, world="learned", limit=2, interventions=("creep",), out=tmp_path / "third")
@@ -235,11 +235,10 @@ def test_who_is_gone_in_one_branch_is_compared_while_in_both() -> None:
 
 def test_answered_scenes_keep_the_past_and_hold_what_the_world_showed() -> None:
     scene = straight_road(ego_speed=10.0, steps=41)
-    made = dict(answered_scenes(scene, ConstantVelocityWorld(), ("hard_brake", "swerve")))
-    assert list(made) == ["hard_brake", "swerve"]
-    braked = made["hard_brake"]
+    plan = plan_interventions(scene, ("swerve", "hard_brake"), 30)
+    braked = answered_scene(scene, ConstantVelocityWorld(), plan, "hard_brake")
     braked.validate()
-    assert braked.id == (f"{scene.id[0]}/hard_brake",)
+    assert braked.id == (f"{scene.id[0]}#hard_brake",)
     assert braked.recipe == ("",), "SUMO would start the scene without the intervention"
     assert torch.equal(braked.position[:, :, :11], scene.position[:, :, :11])
     speed = braked.velocity[0, EGO, 10:].norm(dim=-1)
@@ -257,7 +256,7 @@ def test_interventions_in_sumo_become_scenes_in_which_followers_answer(tmp_path)
     assert len(moved) > 0
     changed = 0.0
     for scene in moved:
-        before = made.load(scene.id[0].removesuffix("/hard_brake"))
+        before = made.load(scene.id[0].removesuffix("#hard_brake"))
         apart = (scene.position - before.position).norm(dim=-1)
         assert scene.valid[0, int(scene.ego), -1]
         assert apart[0, int(scene.ego), -1] > 0.5
@@ -269,6 +268,31 @@ def test_interventions_in_sumo_become_scenes_in_which_followers_answer(tmp_path)
     assert record["results"]["interventions"] == {"hard_brake": len(moved)}
     with pytest.raises(ValueError, match="were not made by `worldloop data generate`"):
         run_intervene(Intervene(str(tmp_path / "moved"), tmp_path / "again", out=tmp_path / "refused"))
+
+
+@needs_sumo
+def test_a_scene_that_fails_is_counted_and_one_without_a_future_stops_nothing(tmp_path, capsys) -> None:
+    for name, steps in (("long", 60), ("short", 11)):
+        line = ["data", "generate", str(tmp_path / name), "--templates", "arterial", "--scenes", "2", "--steps", str(steps)]
+        assert cli.main([*line, "--workers", "1", "--out", str(tmp_path / f"made {name}")]) == 0
+    with ShardWriter(tmp_path / "both") as writer:
+        for name in ("long", "short"):
+            for number, scene in enumerate(SceneDataset(tmp_path / name)):
+                writer.add(replace(scene, id=(f"{name}/{number}",)))
+    line = ["data", "intervene", str(tmp_path / "both"), str(tmp_path / "moved"), "--interventions", "hard_brake", "creep"]
+    assert cli.main([*line, "--workers", "1", "--out", str(tmp_path / "run")]) == 1
+    with (tmp_path / "run" / "failures.csv").open() as file:
+        failures = list(csv.DictReader(file))
+    assert [row["scene"] for row in failures] == ["short/0", "short/1"]
+    assert "its log ends at the present" in failures[0]["error"]
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert results["failed"] == 2
+    assert results["scenes"] + sum(row["scenes"] for row in results["left_out"]) == 2 * 2, "all that was asked is accounted for"
+    only = [*line[:2], f"{tmp_path / 'both'}:short/*", *line[3:]]
+    assert cli.main([*only, "--overwrite", "--out", str(tmp_path / "none")]) == 2
+    assert "the first one: short/0, all: its log ends" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["data", "intervene", str(tmp_path / "long"), str(tmp_path / "long"), "--overwrite"]) == 2
+    assert len(SceneDataset(tmp_path / "long")) == 2
 
 
 def test_what_cannot_be_intervened_in_is_refused(tmp_path, capsys) -> None:

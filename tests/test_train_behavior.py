@@ -84,9 +84,12 @@ def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_pat
         main(replace(tuned, model=SIZES, out=tmp_path / "other"))
 
 
-def test_a_self_driven_track_follows_the_model_and_learns_the_way_back():
-    scene, model = straight_road(), tiny_model()
+def test_a_self_driven_track_follows_the_model_and_learns_the_way_back(monkeypatch):
+    scene, model, heard = straight_road(), tiny_model(), []
+    advance = model.advance
+    monkeypatch.setattr(model, "advance", lambda agents, *rest: heard.append(agents.velocity) or advance(agents, *rest))
     alone = model.vocabulary.encode(scene, 0, self_driven(model, scene, 0, 1))
+    assert torch.equal(torch.cat(heard, 2), alone.velocity[:, :, :-1]), "off the log, the log's velocities say nothing"
     every = model.vocabulary.encode(scene, 0, self_driven(model, scene, 0, len(model.vocabulary)))
     assert torch.equal(every.pose, model.vocabulary.encode(scene).pose)  # free to take any token, it keeps to the log
     gap = (alone.pose - every.pose)[0, 1, :, :2].norm(dim=-1)
@@ -118,6 +121,12 @@ def test_an_interrupted_training_says_so_and_no_steps_are_refused(args, monkeypa
 def test_scenes_in_both_sets_are_refused(args):
     with pytest.raises(ValueError, match="in both --data and --validation"):
         main(replace(args, validation=args.data))
+
+
+def test_what_was_made_of_a_held_out_scene_is_not_trained_on(args, tmp_path):
+    made = write(tmp_path / "made", ["hand/c#hard_brake", "hand/d"])
+    with pytest.raises(ValueError, match="1 scenes, or what was made of them, .* such as hand/c$"):
+        main(replace(args, data=(*args.data, made)))
 
 
 def test_an_unknown_size_and_a_missing_checkpoint_are_named(args):

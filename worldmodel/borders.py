@@ -32,10 +32,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .behavior import hashed_uniform, unit
+from .behavior import unit
 from .dynamics import IntelligentDriver, Motion
 from .geometry import box_corners, boxes_overlap, polyline_direction, to_local, wrap_angle
 from .raster import distance_to_segment
+from .sampling import hashed_uniform
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene
 from .world import LearnedWorld, ReplayWorld, State, World, movable
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .behavior import hashed_uniform
 from .dynamics import IntelligentDriver, Motion
 from .geometry import point_on_polyline, project_on_polyline, wrap_angle
 from .raster import distance_to_segment
+from .sampling import hashed_uniform
 from .scene import TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene, SignalState
 from .world import State, after_step, logged_state, movable
 

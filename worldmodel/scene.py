@@ -24,6 +24,10 @@ HISTORY_STEPS = 10
 """Index of "now" in every scene: one second of history stands before it (Waymo Open Motion's convention)."""
 
 
+DERIVED = "#"
+"""In the id of a scene that was made from another one, between the other's id and what was done to it."""
+
+
 class AgentKind(IntEnum):
     """What an agent is; `OBJECT` is anything that stands (cones, barriers, signs) and is never moved by a world."""
 

@@ -354,6 +354,7 @@ class _Branch:
 
 
 _REWIND, _LEAVE, _END, _FAILED = 10, 11, 12, 13
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 def _run_child(branch: _Branch, requests: BinaryIO, replies: BinaryIO) -> NoReturn:
@@ -410,8 +411,10 @@ def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
                 if child == 0:
                     _run_child(branch, requests, replies)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code < 0:
+        if -code in _CRASHES:
             print(f"SUMO itself crashed ({signal.Signals(-code).name})", file=sys.stderr)
+        elif code < 0 and -code != signal.SIGPIPE:  # nobody reads any more: the end of all requests
+            print(f"killed ({signal.Signals(-code).name}): is there memory enough for so many workers?", file=sys.stderr)
         if code != _LEAVE:
             sys.exit(0 if code == _END else 1)
         _send(replies, {})

@@ -28,7 +28,7 @@ from .data.shards import SceneDataset
 from .files import replacing, write_tensors
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
-from .scene import AgentKind, PolylineKind, Scene, stack
+from .scene import DERIVED, AgentKind, PolylineKind, Scene, stack
 from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, build_vocabulary, collect_motions, disturbed
 from .world import LearnedWorld
 
@@ -409,13 +409,14 @@ def main(args: Args) -> Path:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
-    trained, kept = ({id for source in group for id in source.dataset.ids} for group in (sources, held_out))
+    trained, kept = ({id.partition(DERIVED)[0] for source in group for id in source.dataset.ids} for group in (sources, held_out))
     if args.steps < 1 or args.evaluate_every < 1:
         raise ValueError(f"found --steps {args.steps} and --evaluate-every {args.evaluate_every}, wanted at least 1 of each")
     if args.start_from and args.model:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
-        raise ValueError(f"{len(shared)} scenes are in both --data and --validation, such as {min(shared)}: separate them")
+        told = f"{len(shared)} scenes, or what was made of them, are in both --data and --validation"
+        raise ValueError(f"{told}, such as {min(shared)}")
     if not args.resume and (args.out / "run.json").is_file():
         raise FileExistsError(f"{args.out}: holds a training already: go on with it by --resume, or name another place")
     if not args.resume:

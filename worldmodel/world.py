@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from .behavior import Agents, BehaviorModel, Cache, MapMemory, hashed_uniform, sample_tokens
+from .behavior import Agents, BehaviorModel, Cache, MapMemory
 from .dynamics import Motion
+from .sampling import hashed_uniform, sample_tokens
 from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ TEMPERATURE, EPSILON = 1.0, 0.005
 
 
 def model_folder(name: Path | str | None) -> Path:
-    """Return the folder of the weights called `name`: one of `SHIPPED_SIZES`, a folder, or the default ones (None)."""
+    """Return the folder of the weights `name`: a folder that exists, one of `SHIPPED_SIZES`, or the default ones (None)."""
     if str(name) in SHIPPED_SIZES and not Path(str(name)).exists():
         return SHIPPED_WEIGHTS.with_name(f"{SHIPPED_WEIGHTS.name}_{name}")
     return SHIPPED_WEIGHTS if name is None else Path(name)

@@ -1,0 +1,46 @@
+"""What finished runs have recorded: read again by the commands that compare them or write them up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
+    """Return the `run.json` of a finished run of one of these commands.
+
+    Raises:
+        ValueError: there is none, it is not readable, of another command, or not finished.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: not found: name the folder of a finished run") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable ({error}): run it again") from error
+    wanted = " or ".join(f"`worldloop {command}`" for command in commands)
+    if record.get("command") not in commands:
+        raise ValueError(f"{path}: is of `worldloop {record.get('command')}`, wanted one of {wanted}")
+    if record.get("status") != "finished":
+        raise ValueError(f"{path}: the run is {record.get('status')}, wanted a finished one: resume it first, or run it again")
+    return record
+
+
+def training_stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the folder and record of every training that led to the weights of a run, the first one first."""
+    record = finished_record(folder, "train behavior")
+    start = record["arguments"].get("start_from")
+    return [*(training_stages(Path(start).parent) if start else []), (folder, record)]
+
+
+def without_folders(value: Any) -> Any:
+    """Return paths, alone or in a list, without the folders that only mean something on the machine of the run."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_folders(entry) for entry in value]
+    if isinstance(value, str) and "/" in value.partition(":")[0]:
+        place, colon, rest = value.partition(":")
+        return Path(place).name + colon + rest
+    return value
