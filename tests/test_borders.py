@@ -185,7 +185,7 @@ def test_a_learned_entrant_remembers_nothing_of_who_had_its_place():
         enters = after.valid & ~before.valid
         assert (after.step[enters.any(-1)] % 5 == 0).all()
         assert not after.memory["cache_valid"][enters].any()
-        assert not after.memory["anchor_valid"][enters].any()
+        assert not after.memory["recent_valid"][enters].any()
         assert not after.memory["spread"][enters].any()
         assert torch.equal(after.memory["entered"][enters], after.step[:, None].expand_as(enters)[enters])
         found += int(enters.sum())

@@ -5,6 +5,7 @@ import pytest
 import torch
 from models import tiny_model
 from scenes import CONE, EGO, FOLLOWER, moved, several_roads, straight_road
+from worldloop.worldmodel.dynamics import KinematicBicycle
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
 from worldloop.worldmodel.scene import stack
@@ -80,6 +81,46 @@ def test_rows_out_of_phase_are_decided_at_their_own_time():
         mixed = world.step(mixed, joined)
     assert torch.equal(mixed.take([0]).position, run(world, scenes, 15).take([0]).position)
     assert torch.equal(mixed.take([1]).position, run(world, scenes.take([1]), 12, key=torch.tensor([9])).position)
+
+
+def test_a_hard_braking_ego_is_answered_before_the_interval_is_over_and_a_gentle_one_after_it():
+    world, car = LearnedWorld(tiny_model()), KinematicBicycle()
+    state = world.reset(straight_road(ego_speed=10.0).repeat(2), torch.tensor([7, 7]))
+    action = torch.tensor([[-8.0, 0.0], [-1.0, 0.0]])
+    decided, caches = [], []
+    for _ in range(6):
+        state = world.step(state, car.step(state.ego(), action))
+        decided.append(state.memory["planned"].tolist())
+        caches.append(state.memory["cache_keys"])
+    assert [row[0] for row in decided] == [0, 0, 2, 2, 4, 5]
+    assert [row[1] for row in decided] == [0, 0, 0, 0, 0, 5]
+    assert torch.equal(caches[0], caches[4]), "only decisions an interval apart are remembered"
+    alone = world.reset(straight_road(ego_speed=10.0), torch.tensor([7]))
+    for _ in range(6):
+        alone = world.step(alone, car.step(alone.ego(), action[:1]))
+    assert torch.equal(alone.position[0], state.position[0]), "what one row decides is no other's business"
+
+
+def test_an_early_decision_sees_the_way_of_the_last_half_second(monkeypatch):
+    world, car, seen = LearnedWorld(tiny_model()), KinematicBicycle(), []
+    advance = world.model.advance
+    monkeypatch.setattr(world.model, "advance", lambda agents, *rest: seen.append(agents) or advance(agents, *rest))
+    state = world.reset(straight_road(ego_speed=10.0), torch.tensor([7]))
+    for _ in range(3):
+        state = world.step(state, car.step(state.ego(), torch.tensor([[-8.0, 0.0]])))
+    early = seen[-1]
+    assert len(seen) == 3, "the past, the present, and the early one"
+    assert torch.allclose(early.before[0, :, 0, :2], state.scene.position[0, :, 7, :2]), "0.5 s before 0.2 s after the present"
+    assert early.known[0, EGO, 0]
+    assert torch.allclose(early.velocity[0, EGO, 0].norm(), torch.tensor(10.0 - 0.2 * 8.0))
+
+
+def test_a_world_that_drives_the_ego_itself_is_not_surprised_by_it():
+    world = LearnedWorld(tiny_model())
+    state = world.reset(straight_road(ego_speed=10.0), torch.tensor([7]))
+    for step in range(20):
+        state = world.step(state, None)
+        assert int(state.memory["planned"]) == step // 5 * 5
 
 
 def test_a_moved_scene_has_the_same_futures_up_to_the_motion():

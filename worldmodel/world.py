@@ -36,6 +36,12 @@ TEMPERATURE, EPSILON = 1.0, 0.005
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
 
+SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
+"""m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
+many ticks at the earliest; and the share of what they hold possible (total variation) that has to change by it. So a hard braking
+is answered within 0.2 s by those whom it concerns, and ordinary driving costs no decision more."""
+
+
 def model_folder(name: Path | str | None) -> Path:
     """Return the folder of the weights `name`: a folder that exists, one of `SHIPPED_SIZES`, or the default ones (None)."""
     if str(name) in SHIPPED_SIZES and not Path(str(name)).exists():
@@ -220,8 +226,9 @@ class LearnedWorld:
     """Others are predicted by the behaviour model, which sees what the ego has really done.
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
-    decision. Agents valid at the present are simulated for as long as one likes; nobody enters or leaves (`OpenBorders` lets
-    them). Signals follow the log; beyond its end the network `signals` lets them go on, without one they hold their last state.
+    decision; sooner where the ego surprises (`SURPRISE`), in a decision that is not remembered as one. Agents valid at the
+    present are simulated for as long as one likes; nobody enters or leaves (`OpenBorders` lets them). Signals follow the log;
+    beyond its end the network `signals` lets them go on, without one they hold their last state.
     Without a `calibration` (`calibrated` is False; `from_pretrained` takes none that was fitted to another sampling) the
     uncertainty is the spread of what the model thinks possible: it ranks, but is not the size of the error.
     """
@@ -274,17 +281,16 @@ class LearnedWorld:
         before = torch.cat((pose[:, :, :1], pose[:, :, :-1]), dim=2)
         known = valid & torch.cat((torch.zeros_like(valid[:, :, :1]), valid[:, :, :-1]), dim=2)
         past = Agents(pose, before, known, scenes.velocity[:, :, at], valid, scenes.size, scenes.kind)
-        signals = (
-            scenes.signal_position[..., :2],
-            scenes.signal_heading,
-            scenes.signal_state[..., at],
-            scenes.signal_valid[..., at],
-        )
+        shown = (scenes.signal_state[..., at], scenes.signal_valid[..., at])
+        signals = (scenes.signal_position[..., :2], scenes.signal_heading, *shown)
         map_memory = self.model.encode_map(scenes)
         _, cache = self.model.advance(past, signals, map_memory, self.model.empty_cache(scenes))
         memory = {f"map_{name}": getattr(map_memory, name) for name in ("keys", "values", "centre", "reach")}
         memory |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
-        memory |= {"anchor": pose[:, :, -1], "anchor_valid": valid[:, :, -1], "plan": pose[:, :, -1:].expand(-1, -1, ticks, -1)}
+        before = slice(HISTORY_STEPS - ticks, HISTORY_STEPS)
+        recent = (scenes.position[:, :, before, :2], scenes.heading[:, :, before, None])
+        memory |= {"recent": torch.cat(recent, dim=-1), "recent_valid": scenes.valid[:, :, before]}
+        memory |= {"plan": pose[:, :, -1:].expand(-1, -1, ticks, -1), "planned": state.step, "met": state.ego().velocity}
         memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
         memory["entered"] = torch.zeros(state.valid.shape, dtype=torch.int64)  # the step since which each is simulated
         if self.signals is not None:
@@ -297,17 +303,20 @@ class LearnedWorld:
     def step(self, state: State, ego: Motion | None) -> State:
         """See `World.step`."""
         ticks = self.model.config.decision_ticks
-        due = (state.step % ticks == 0).nonzero()[:, 0]
-        if len(due) == len(state):
-            state = self._decide(state)
-        elif len(due):
-            state = state.put(due, self._decide(state.take(due)))
+        state = self._decide_where(state, state.step % ticks == 0)
+        if ego is not None:
+            changed = (state.ego().velocity - state.memory["met"]).norm(dim=-1) > SURPRISE
+            state = self._decide_where(state, changed & (state.step - state.memory["planned"] >= SOONEST), early=True)
         tick = (state.step % ticks)[:, None, None, None].expand(-1, state.position.shape[1], 1, 3)
         planned = state.memory["plan"].gather(2, tick)[:, :, 0]
         moving = movable(state, ego is None)
         place = torch.cat((planned[..., :2], state.position[..., 2:]), dim=-1)
         position = torch.where(moving[..., None], place, state.position)
         following = after_step(state, ego, position, torch.where(moving, planned[..., 2], state.heading))
+        left = torch.cat((state.position[..., :2], state.heading[..., None]), dim=-1)[:, :, None]
+        recent = torch.cat((state.memory["recent"][:, :, 1:], left), dim=2)
+        valid = torch.cat((state.memory["recent_valid"][:, :, 1:], state.valid[:, :, None]), dim=2)
+        following = replace(following, memory=state.memory | {"recent": recent, "recent_valid": valid})
         before, after = state.memory["spread"].unbind(-1)
         spread = torch.lerp(before, after, (state.step % ticks + 1)[:, None] / ticks)
         error = self.calibration.error(spread, (following.step[:, None] - state.memory["entered"]) * TIME_STEP)
@@ -326,47 +335,70 @@ class LearnedWorld:
         """Return the state in which agents `who` (B, A) bool begin anew where they are: of their places' past nothing is kept."""
         memory = dict(state.memory)
         memory["cache_valid"] = memory["cache_valid"] & ~who[..., None]
+        memory["recent_valid"] = memory["recent_valid"] & ~who[..., None]
         memory["spread"] = memory["spread"].masked_fill(who[..., None], 0.0)
         memory["entered"] = torch.where(who, state.step[:, None], memory["entered"])
         return replace(state, memory=memory)
 
-    def _decide(self, state: State) -> State:
-        """Return the state with a new plan for everyone, drawn from what has happened until now."""
-        memory, scene = state.memory, state.scene
+    def _decide_where(self, state: State, rows: Tensor, early: bool = False) -> State:
+        """Return the state with new plans in those scenes (B,) bool."""
+        chosen = rows.nonzero()[:, 0]
+        if len(chosen) == len(state):
+            return self._decide(state, early)
+        return state.put(chosen, self._decide(state.take(chosen), early)) if len(chosen) else state
+
+    def _decide(self, state: State, early: bool) -> State:
+        """Return the state with a new plan for everyone, drawn from what has happened until now.
+
+        What is remembered are decisions an interval apart, so an early one leaves the cache as it is. It is drawn with the numbers
+        of the one before, and only for those to whom the ego's surprise tells something; all others go on as planned.
+        """
+        memory, ticks = state.memory, self.model.config.decision_ticks
+        tick = state.step % ticks
+        scores, cache = self._scores(state)
+        token = sample_tokens(scores, state.key, state.step - tick, self.temperature, self.epsilon)
         pose = torch.cat((state.position[..., :2], state.heading[..., None]), dim=-1)
+        plan = self.model.vocabulary.decode(token, pose)
+        decided = {"planned": state.step, "met": state.ego().velocity}
+        if early:
+            at = torch.arange(ticks) - tick[:, None]
+            later = plan.gather(2, at.clamp(min=0)[:, None, :, None].expand_as(plan))
+            gap = (scores.softmax(-1) - self._scores(self._as_expected(state))[0].softmax(-1)).abs().sum(-1) / 2
+            new = (gap > NOTICED)[..., None, None] & (at >= 0)[:, None, :, None]
+            return replace(state, memory=memory | decided | {"plan": torch.where(new, later, memory["plan"])})
+        now = memory["spread"][..., 1]
+        further = self.calibration.squared_spread(scores, self.temperature, self.model.vocabulary.motion[:, -1, :2])
+        decided |= {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
+        return replace(state, memory=memory | decided | {"plan": plan, "spread": torch.stack((now, now + further), dim=-1)})
+
+    @staticmethod
+    def _as_expected(state: State) -> State:
+        """Return the state with the ego where it would be if it had kept its velocity since the others last decided."""
+        memory, row, ego = state.memory, state.scene.ego_row(), state.scene.ego
+        past = state.step - memory["planned"]
+        pose = memory["recent"][row, ego, memory["recent"].shape[2] - past]
+        place = torch.cat((pose[:, :2] + memory["met"] * (past * TIME_STEP)[:, None], state.ego().position[:, 2:]), dim=-1)
+        return place_ego(state, Motion(place, pose[:, 2], memory["met"]))
+
+    def _scores(self, state: State) -> tuple[Tensor, Cache]:
+        """Return scores (B, A, V) of everyone's next motion, and the cache with this decision in it."""
+        memory, scene = state.memory, state.scene
         agents = Agents(
-            pose[:, :, None],
-            memory["anchor"][:, :, None],
-            (state.valid & memory["anchor_valid"])[:, :, None],
+            torch.cat((state.position[..., :2], state.heading[..., None]), dim=-1)[:, :, None],
+            memory["recent"][:, :, :1],
+            (state.valid & memory["recent_valid"][:, :, 0])[:, :, None],
             state.velocity[:, :, None],
             state.valid[:, :, None],
             scene.size,
             scene.kind,
         )
-        signals = (
-            scene.signal_position[..., :2],
-            scene.signal_heading,
-            state.signal_state[..., None],
-            state.signal_valid[..., None],
-        )
-        map_memory = MapMemory(
-            memory["map_keys"],
-            memory["map_values"],
-            scene.polyline[..., :2],
-            scene.polyline_valid,
-            memory["map_centre"],
-            memory["map_reach"],
-        )
+        shown = (state.signal_state[..., None], state.signal_valid[..., None])
+        signals = (scene.signal_position[..., :2], scene.signal_heading, *shown)
+        keys, values, centre, reach = (memory[f"map_{name}"] for name in ("keys", "values", "centre", "reach"))
+        map_memory = MapMemory(keys, values, scene.polyline[..., :2], scene.polyline_valid, centre, reach)
         cache = Cache(memory["cache_keys"], memory["cache_values"], memory["cache_pose"], memory["cache_valid"])
         features, cache = self.model.advance(agents, signals, map_memory, cache)
-        scores = self.model.head(features[:, :, -1], scene.kind)
-        token = sample_tokens(scores, state.key, state.step, self.temperature, self.epsilon)
-        decided = {f"cache_{name}": tensor for name, tensor in vars(cache).items()}
-        decided |= {"anchor": pose, "anchor_valid": state.valid, "plan": self.model.vocabulary.decode(token, pose)}
-        now = memory["spread"][..., 1]
-        further = self.calibration.squared_spread(scores, self.temperature, self.model.vocabulary.motion[:, -1, :2])
-        decided["spread"] = torch.stack((now, now + further), dim=-1)
-        return replace(state, memory=memory | decided)
+        return self.model.head(features[:, :, -1], scene.kind), cache
 
 
 def movable(state: State, ego_too: bool = False) -> Tensor:
