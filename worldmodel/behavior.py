@@ -37,14 +37,7 @@ from .tokens import MotionVocabulary
 SCALES = (1.0, 4.0, 16.0, 64.0)
 """Metres at which a relative position is squashed: from the offset in a lane to the far end of the scene."""
 
-SPEEDS = (1.0, 8.0)
-"""Metres a second at which a relative velocity is squashed: from creeping up to crossing traffic."""
-
-PAIR_INPUTS = 4 * len(SCALES) + 5
-"""Features of a relative pose."""
-
-EXTRA_INPUTS = {"time": 1, "map": 1, "signal": 1, "agents": 2 * len(SPEEDS) + 3}
-"""What else tells pairs apart: age, place along a polyline, nothing, and the features of `approach`."""
+PAIR_INPUTS = 4 * len(SCALES) + 6
 
 
 @dataclass(frozen=True)
@@ -135,16 +128,13 @@ def unit(heading: Tensor) -> Tensor:
 
 
 def pair_inputs(shift: Tensor, own: Tensor, other: Tensor, extra: Tensor) -> Tensor:
-    """Return the raw features of relative poses, which no motion of the whole scene changes.
+    """Return the raw features (..., PAIR_INPUTS) of relative poses, which no motion of the whole scene changes.
 
     Args:
         shift: (..., 2) metres from the one who looks to the other, in the scene's frame.
         own: (..., 2) unit vector along which the one who looks is heading.
         other: (..., 2) unit vector along which the other is heading.
-        extra: (..., E) what else tells pairs apart, see EXTRA_INPUTS.
-
-    Returns:
-        (..., PAIR_INPUTS + E).
+        extra: (...) what else tells pairs apart (time between them, place along a polyline).
     """
     into = lambda vector, axis: torch.stack(  # noqa: E731
         ((vector * axis).sum(-1), vector[..., 1] * axis[..., 0] - vector[..., 0] * axis[..., 1]), dim=-1
@@ -152,27 +142,7 @@ def pair_inputs(shift: Tensor, own: Tensor, other: Tensor, extra: Tensor) -> Ten
     offset, turned, reverse = into(shift, own), into(other, own), into(-shift, other)
     distance = (offset.square().sum(-1, keepdim=True) + 1e-6).sqrt()
     squashed = torch.tanh(torch.cat([vector / scale for scale in SCALES for vector in (offset, reverse)], dim=-1))
-    return torch.cat((squashed, turned, torch.log1p(distance), offset / (1 + distance), extra), dim=-1)
-
-
-def approach(shift: Tensor, own: Tensor, velocity: Tensor, speed: Tensor, room: Tensor) -> Tensor:
-    """Return how pairs of agents move on each other (..., 2 * len(SPEEDS) + 3): what following, yielding and braking depend on.
-
-    It could be worked out from what each of both is known to do, but is learned from far fewer scenes when it is given.
-
-    Args:
-        shift: (..., 2) metres from the one who looks to the other, in the scene's frame.
-        own: (..., 2) unit vector along which the one who looks is heading.
-        velocity: (..., 2) of the other relative to the one who looks, in the scene's frame.
-        speed: (...) of the one who looks.
-        room: (...) metres between the ends of both if they stood in line: half of both lengths less than their distance.
-    """
-    along = (velocity * own).sum(-1)
-    across = velocity[..., 1] * own[..., 0] - velocity[..., 0] * own[..., 1]
-    closing = -(velocity * shift).sum(-1) / shift.norm(dim=-1).clamp(min=0.1)
-    room = room.clamp(min=0.5)
-    squashed = [torch.tanh(part / scale) for scale in SPEEDS for part in (along, across)]
-    return torch.stack((*squashed, torch.tanh(closing / room), torch.tanh(room / 8), torch.tanh(speed / room)), dim=-1)
+    return torch.cat((squashed, turned, torch.log1p(distance), offset / (1 + distance), extra[..., None]), dim=-1)
 
 
 class RelativeAttention(nn.Module):
@@ -270,8 +240,8 @@ class BehaviorModel(nn.Module):
         self.signal_embedding = nn.Parameter(0.5 * torch.randn(len(SignalState), width))
         self.pair_encoders = nn.ModuleDict(
             {
-                name: nn.Sequential(nn.Linear(PAIR_INPUTS + extra, pair), nn.GELU(), nn.Linear(pair, pair))
-                for name, extra in EXTRA_INPUTS.items()
+                name: nn.Sequential(nn.Linear(PAIR_INPUTS, pair), nn.GELU(), nn.Linear(pair, pair))
+                for name in ("time", "map", "signal", "agents")
             }
         )
         self.blocks = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.layers)))
@@ -371,9 +341,7 @@ class BehaviorModel(nn.Module):
     def _neighbourhood(self, agents: Agents, signals: tuple[Tensor, ...], memory: MapMemory, cache: Cache) -> Neighbourhood:
         pose, velocity, valid = (part.transpose(1, 2) for part in (agents.pose, agents.velocity, agents.valid))
         return Neighbourhood(
-            self._time_pairs(agents, cache),
-            self._map_pairs(pose, velocity, signals, memory),
-            self._agent_pairs(pose, velocity, valid, agents.size[..., 0]),
+            self._time_pairs(agents, cache), self._map_pairs(pose, velocity, signals, memory), self._agent_pairs(pose, valid)
         )
 
     def _time_pairs(self, agents: Agents, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
@@ -385,14 +353,13 @@ class BehaviorModel(nn.Module):
         valid = torch.cat((cache.valid, agents.valid), dim=2)[:, :, index]
         here = agents.pose[:, :, :, None]
         age = torch.arange(window - 1, -1, -1).expand(batch, count, new, window) / window
-        raw = pair_inputs(pose[..., :2] - here[..., :2], unit(here[..., 2]), unit(pose[..., 2]), age[..., None])
+        raw = pair_inputs(pose[..., :2] - here[..., :2], unit(here[..., 2]), unit(pose[..., 2]), age)
         index = index.expand(batch * count, new, window)
         return self.pair_encoders["time"](raw).flatten(0, 1), index, valid.flatten(0, 1)
 
-    def _agent_pairs(self, pose: Tensor, velocity: Tensor, valid: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _agent_pairs(self, pose: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pair vectors (B N, A, k, F), indices and masks of the nearest other agents at each decision."""
-        length = length.repeat_interleave(pose.shape[1], dim=0)
-        pose, velocity, valid = pose.flatten(0, 1), velocity.flatten(0, 1), valid.flatten(0, 1)
+        pose, valid = pose.flatten(0, 1), valid.flatten(0, 1)
         rows, count = valid.shape
         few = min(self.config.agent_neighbours, count)
         distance = (pose[:, :, None, :2] - pose[:, None, :, :2]).norm(dim=-1)
@@ -401,10 +368,7 @@ class BehaviorModel(nn.Module):
         row = torch.arange(rows)[:, None, None]
         direction = unit(pose[..., 2])
         shift = pose[..., :2][row, index] - pose[:, :, None, :2]
-        room = shift.norm(dim=-1) - 0.5 * (length[row, index] + length[:, :, None])
-        relative, speed = velocity[row, index] - velocity[:, :, None], velocity.norm(dim=-1)[:, :, None].expand_as(room)
-        moving = approach(shift, direction[:, :, None], relative, speed, room)
-        raw = pair_inputs(shift, direction[:, :, None], direction[row, index], moving)
+        raw = pair_inputs(shift, direction[:, :, None], direction[row, index], torch.zeros_like(distance))
         return self.pair_encoders["agents"](raw), index, distance.isfinite()
 
     def _map_pairs(
@@ -434,7 +398,7 @@ class BehaviorModel(nn.Module):
             rank, chosen = rank.masked_fill(~seen, torch.inf).topk(few, dim=-1, largest=False)
             pick = chosen[..., None].expand(-1, -1, -1, 2)
             shift, other = shift.gather(2, pick), other.expand_as(shift).gather(2, pick)
-            raw = pair_inputs(shift, own[:, :, None], other, torch.zeros_like(rank)[..., None])
+            raw = pair_inputs(shift, own[:, :, None], other, torch.zeros_like(rank))
             pair = torch.cat((pair, self.pair_encoders["signal"](raw)), dim=2)
             index = torch.cat((index, memory.centre.shape[1] + state.gather(2, chosen)), dim=2)
             valid = torch.cat((valid, rank.isfinite()), dim=2)
@@ -455,7 +419,7 @@ class BehaviorModel(nn.Module):
         share, step = share.gather(-1, nearest), pick(step)
         along = (nearest + share)[..., 0] / (points_valid.sum(-1).clamp(min=2) - 1)
         direction = step / step.norm(dim=-1, keepdim=True).clamp(min=1e-3)
-        return pair_inputs(share * step - pick(relative), own[:, :, None].expand_as(direction), direction, along[..., None])
+        return pair_inputs(share * step - pick(relative), own[:, :, None].expand_as(direction), direction, along)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors` and `vocabulary.safetensors` into a folder."""
