@@ -288,7 +288,12 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path: Path) -> None:
 )
 def test_a_calibration_that_does_not_fit_is_refused(tmp_path: Path, change: dict, message: str) -> None:
     tiny_model().save_pretrained(tmp_path)
-    record = {"coefficients": vars(GIVEN), "weights_checksum": weights_checksum(tmp_path), "temperature": 1.0, "epsilon": 0.005}
+    record = {
+        "coefficients": vars(GIVEN),
+        "weights_checksum": weights_checksum(tmp_path),
+        "temperature": TEMPERATURE,
+        "epsilon": EPSILON,
+    }
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(record))
     assert Calibration.load(tmp_path) == GIVEN
     (tmp_path / CALIBRATION_FILE).write_text(json.dumps(record | change))

@@ -108,11 +108,33 @@ def test_an_early_decision_sees_the_way_of_the_last_half_second(monkeypatch):
     state = world.reset(straight_road(ego_speed=10.0), torch.tensor([7]))
     for _ in range(3):
         state = world.step(state, car.step(state.ego(), torch.tensor([[-8.0, 0.0]])))
-    early = seen[-1]
-    assert len(seen) == 3, "the past, the present, and the early one"
+    assert len(seen) == 4, "the past, the present, the early one, and the same with the ego as it was expected"
+    early, expected = seen[2:]
+    ten = torch.tensor(10.0)
+    assert torch.allclose(expected.velocity[0, EGO, 0].norm(), ten)
+    assert torch.allclose(expected.pose[0, EGO, 0, 0] - state.scene.position[0, EGO, 10, 0], 0.2 * ten)
     assert torch.allclose(early.before[0, :, 0, :2], state.scene.position[0, :, 7, :2]), "0.5 s before 0.2 s after the present"
     assert early.known[0, EGO, 0]
     assert torch.allclose(early.velocity[0, EGO, 0].norm(), torch.tensor(10.0 - 0.2 * 8.0))
+
+
+def test_an_early_decision_changes_the_plans_of_those_whom_it_concerns_alone(monkeypatch):
+    world, car = LearnedWorld(tiny_model()), KinematicBicycle()
+    state = world.reset(straight_road(ego_speed=10.0), torch.tensor([7]))
+    for _ in range(2):
+        state = world.step(state, car.step(state.ego(), torch.tensor([[-8.0, 0.0]])))
+    scores = torch.zeros(1, 6, len(world.model.vocabulary))
+    changed = scores.clone()
+    changed[0, FOLLOWER, 3] = 9.0
+    given = iter(((changed, None), (scores, None)))
+    monkeypatch.setattr(world, "_scores", lambda state: next(given))
+    after = world._decide(state, early=True)
+    same = (after.memory["plan"] == state.memory["plan"]).all(-1)[0]
+    assert same[torch.arange(6) != FOLLOWER].all()
+    assert same[FOLLOWER].tolist() == [True, True, False, False, False], "what is past is past"
+    pose = torch.cat((state.position[0, FOLLOWER, :2], state.heading[0, FOLLOWER, None]))
+    wanted = world.model.vocabulary.decode(torch.tensor(3), pose)
+    assert torch.allclose(after.memory["plan"][0, FOLLOWER, 2:], wanted[:3])
 
 
 def test_a_world_that_drives_the_ego_itself_is_not_surprised_by_it():

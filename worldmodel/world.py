@@ -32,7 +32,7 @@ SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
 SHIPPED_SIZES = ("small", "large")
 """Names of the weights shipped beside the default ones."""
 
-TEMPERATURE, EPSILON = 1.0, 0.005
+TEMPERATURE, EPSILON = 1.0, 0.015
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
 
@@ -350,8 +350,8 @@ class LearnedWorld:
     def _decide(self, state: State, early: bool) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now.
 
-        What is remembered are decisions an interval apart, so an early one leaves the cache as it is. It is drawn with the numbers
-        of the one before, and only for those to whom the ego's surprise tells something; all others go on as planned.
+        What is remembered are decisions an interval apart, so an early one leaves the cache as it is. It is drawn with the
+        numbers of the one before, and only for those to whom the ego's surprise tells something: all others go on as planned.
         """
         memory, ticks = state.memory, self.model.config.decision_ticks
         tick = state.step % ticks
