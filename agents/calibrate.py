@@ -36,7 +36,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, model_folder, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, ReplayWorld, random_keys
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
 from .rollout import SAFE_ERROR, SCENE_ERRORS, open_scenes
@@ -74,7 +74,7 @@ class Calibrate:
     limit: int | None = None
     """At most so many scenes of each data set, spread evenly over it."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     into: Path | None = None
     """Model folder that gets the fitted uncertainty.json; it must hold the same weights."""
     rollouts: int = 8
@@ -260,7 +260,7 @@ def run_calibrate(args: Calibrate) -> int:
         )
     if not args.fit and not args.scenes:
         raise ValueError("found neither --fit nor --scenes: wanted data sets to fit on, to check on, or both")
-    folder = model_folder(args.weights)
+    folder = args.weights or SHIPPED_WEIGHTS
     if args.fit:  # whatever calibration is there already, of other weights perhaps, is about to be renewed
         model, signals = BehaviorModel.from_pretrained(folder), SignalModel.from_pretrained(SHIPPED_SIGNALS)
         world = LearnedWorld(model, args.temperature, args.epsilon, signals=signals)

@@ -182,8 +182,7 @@ def _uncertainty(folder: Path) -> str:
     most = f", at most {record['limit']} scenes of each" if record["limit"] else ""
     return (
         f"`State.uncertainty` is the position error to expect, in metres, fitted to {record['rollouts']} futures of each of "
-        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, epsilon {record['epsilon']:g}. On "
-        "scenes that the weights were not trained on the error is larger than on those that they know."
+        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, epsilon {record['epsilon']:g}."
     )
 
 

@@ -21,7 +21,6 @@ from tyro.conf import Positional, arg
 from ..worldmodel.files import write_csv, write_text
 from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import SHIPPED_SIZES
 from .bootstrap import cell
 from .records import finished_record, training_stages, without_folders
 
@@ -166,8 +165,8 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if world != "learned":
         return {"world": world}
     sampling = {name: value for name in SAMPLING if (value := record["arguments"].get(name)) is not None}
-    if weights is None or weights in SHIPPED_SIZES:
-        return {"weights": f"shipped: {weights or 'the default'}", "sampling": sampling}
+    if weights is None:
+        return {"weights": f"shipped, checksum {record['results']['weights_checksum']}", "sampling": sampling}
     if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
         raise ValueError(f"{folder}: scored weights that {weights} does not hold any more: score them again")
     stages = training_stages(Path(weights).parent)

@@ -47,7 +47,7 @@ from ..worldmodel.open_loop import Trace, force_ego
 from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, World, model_folder, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, World, random_keys
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
@@ -102,7 +102,7 @@ class Counterfactual:
     seed: int = 0
     """Seed of the sampling."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     out: Path | None = None
@@ -175,7 +175,7 @@ def run_counterfactual(args: Counterfactual) -> int:
             for name in args.interventions
             if (reasons := {row["why"] for row in refused if row["intervention"] == name})
         }
-        results["weights_checksum"] = weights_checksum(model_folder(args.weights))
+        results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
         run.finish(results)
     _print_tables(results, out)
     return failures.tell()

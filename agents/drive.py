@@ -62,7 +62,7 @@ class Rollout:
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
     here)."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     horizon: int | None = None

@@ -35,7 +35,7 @@ from ..worldmodel.open_loop import Simulator
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, model_folder, movable, random_keys
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, State, movable, random_keys
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
 from .rollout import SCENE_ERRORS, open_scenes
@@ -75,7 +75,7 @@ class Endurance:
     scenes: tuple[str, ...]
     """Folders of data sets, FOLDER:GLOB for some of their scenes, or demo for the shipped ones."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     rollouts: int = 4
     """Futures for each scene."""
     limit: int | None = None
@@ -245,7 +245,7 @@ def run_endurance(args: Endurance) -> int:
         write_csv(run.folder / "summary.csv", summary)
         curves = {title: {name: _curve(found, *of) for name, found in tallies.items()} for title, *of in FIGURES.values()}
         draw_curves(run.folder / "endurance.png", curves, [second + 0.5 for second in range(args.seconds)])
-        checksum = weights_checksum(model_folder(args.weights))
+        checksum = weights_checksum(args.weights or SHIPPED_WEIGHTS)
         run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum, "failed": len(failures)})
     _print_table(summary, args, out)
     return failures.tell()

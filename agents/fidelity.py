@@ -38,7 +38,7 @@ from ..worldmodel.open_loop import (
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, model_folder
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
 from .policy import load_attribute
@@ -84,7 +84,7 @@ class Fidelity:
     """The world that is scored beside the references: learned, or your own as module:attribute, whose `step` has to take None for
     the ego's motion and then moves the ego too, as `LearnedWorld` does."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, or small or large for other shipped ones than the default."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     config: Literal[2024, 2025] = 2025
     """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
     rollouts: int = 32
@@ -227,7 +227,7 @@ def run_fidelity(args: Fidelity) -> int:
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
         results["failed"] = len(failures)
         if args.world == "learned":
-            results["weights_checksum"] = weights_checksum(model_folder(args.weights))
+            results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
         run.finish(results)
     _print_tables(results, out)
     return failures.tell()

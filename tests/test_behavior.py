@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -195,3 +195,15 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors: head_linear\.weight holds NaN or infinity"):
         BehaviorModel.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_a_network_of_five_motion_inputs_knows_nothing_of_the_velocity_of_whom_it_has_seen_before():
+    config = replace(tiny_model().config, motion_inputs=5)
+    model, scene = BehaviorModel(config, arc_vocabulary()), straight_road()
+    agents, _ = decisions(scene)
+    seen = model._encode_agents(agents)
+    agents.velocity[0, EGO, 6] -= 3.0
+    assert torch.equal(model._encode_agents(agents)[0, EGO, 6], seen[0, EGO, 6])
+    with pytest.raises(ValueError, match="motion_inputs: found 7, wanted 5 or 6"):
+        replace(config, motion_inputs=7)

@@ -33,7 +33,7 @@ from worldloop.worldmodel.open_loop import logged_ego
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
 from worldloop.worldmodel.signals import SignalModel
 from worldloop.worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, STEP, Calibration, weights_checksum
-from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld, ReplayWorld, State
+from worldloop.worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, State
 
 GIVEN = Calibration(0.3, 0.8, 1.2)
 

@@ -135,10 +135,10 @@ def test_weights_that_have_changed_since_are_refused(runs, tmp_path):
         run_compare(Compare(runs, out=tmp_path / "out"))
 
 
-def test_shipped_sizes_are_rows(runs, tmp_path):
-    small = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights="small")
-    out = run_compare(Compare((small, runs[0]), out=tmp_path / "out"))
-    assert '"weights": "shipped: small"' in (out / "steps.md").read_text()
+def test_shipped_weights_are_a_row(runs, tmp_path):
+    shipped = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights=None)
+    out = run_compare(Compare((shipped, runs[0]), out=tmp_path / "out"))
+    assert '"weights": "shipped, checksum ' in (out / "steps.md").read_text()
 
 
 def test_one_scene_has_a_figure_and_no_interval():

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +10,9 @@ from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement,
 from worldloop.worldmodel.scene import stack
 from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
-    SHIPPED_SIZES,
     ConstantVelocityWorld,
     LearnedWorld,
     ReplayWorld,
-    model_folder,
     random_keys,
 )
 
@@ -215,25 +212,3 @@ def test_a_state_file_of_another_kind_is_refused(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_state(path)
-
-
-@pytest.mark.parametrize("name", [None, *SHIPPED_SIZES])
-def test_all_shipped_sizes_load_by_name(name):
-    folder = model_folder(name)
-    world = LearnedWorld.from_pretrained(name)
-    assert (folder / "README.md").is_file(), "every set of weights has its card"
-    assert world.calibrated
-
-
-def test_sizes_of_the_shipped_weights_grow():
-    worlds = {name: LearnedWorld.from_pretrained(name) for name in ("small", None, "large")}
-    count = {name: sum(p.numel() for p in world.model.parameters()) for name, world in worlds.items()}
-    assert count["small"] < count[None] < count["large"]
-
-
-def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small").mkdir()
-    assert model_folder("small") == Path("small")
-    with pytest.raises(ValueError, match=r"small: no config\.json"):
-        LearnedWorld.from_pretrained("small")

@@ -51,6 +51,8 @@ class BehaviorConfig:
         pair_width: size of the relative-pose vector f_ij.
         window: decisions that an agent remembers, the present one included.
         map_neighbours, signal_neighbours, agent_neighbours: how many of each an agent looks at.
+        motion_inputs: numbers that tell an agent's last motion; 5 are its way, turn and whether they are known, the 6th its
+            velocity at the end against that way.
         dropout: share of what attention and feed-forward part add that is dropped in training.
     """
 
@@ -66,12 +68,15 @@ class BehaviorConfig:
     map_neighbours: int = 32
     signal_neighbours: int = 4
     agent_neighbours: int = 16
+    motion_inputs: int = 6
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name != "dropout" and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}: found {value!r}, wanted a whole number of at least 1")
+        if self.motion_inputs not in (5, 6):
+            raise ValueError(f"motion_inputs: found {self.motion_inputs}, wanted 5 or 6")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} and heads {self.heads}: wanted heads that divide the width")
 
@@ -234,7 +239,9 @@ class BehaviorModel(nn.Module):
             raise ValueError(f"vocabulary of {vocabulary.ticks} ticks, decisions every {config.decision_ticks}: they must agree")
         self.config, self.vocabulary = config, vocabulary
         width, pair = config.width, config.pair_width
-        self.agent_encoder = nn.Sequential(nn.Linear(9 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width))
+        self.agent_encoder = nn.Sequential(
+            nn.Linear(config.motion_inputs + 3 + len(AgentKind), width), nn.GELU(), nn.Linear(width, width)
+        )
         self.point_encoder = nn.Sequential(nn.Linear(4 + len(PolylineKind) + 3, 64), nn.GELU(), nn.Linear(64, width))
         self.polyline_encoder = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
         self.signal_embedding = nn.Parameter(0.5 * torch.randn(len(SignalState), width))
@@ -333,10 +340,10 @@ class BehaviorModel(nn.Module):
         # The way of half a second hides a braking that has just begun; the velocity at its end shows it.
         faster = torch.tanh(2 * (going - moved)[..., 0])
         moved, sideways = moved.unbind(-1)
-        motion = torch.stack((moved / 5, sideways, turned * 5, torch.tanh(moved * 2), faster, agents.known.float()), dim=-1)
+        motion = torch.stack((moved / 5, sideways, turned * 5, torch.tanh(moved * 2), agents.known.float(), faster), dim=-1)
         kind = functional.one_hot(agents.kind, len(AgentKind)).float()
         body = torch.cat((agents.size / 5, kind), dim=-1)[:, :, None].expand(-1, -1, motion.shape[2], -1)
-        return self.agent_encoder(torch.cat((motion, body), dim=-1))
+        return self.agent_encoder(torch.cat((motion[..., : self.config.motion_inputs], body), dim=-1))
 
     def _neighbourhood(self, agents: Agents, signals: tuple[Tensor, ...], memory: MapMemory, cache: Cache) -> Neighbourhood:
         pose, velocity, valid = (part.transpose(1, 2) for part in (agents.pose, agents.velocity, agents.valid))

@@ -88,7 +88,8 @@ class Args:
     """Matrix products in bfloat16: faster on a processor that has them (AVX-512, AMX), slower on one that has not."""
     model: dict[str, int] = field(default_factory=dict)
     """Sizes of the model, as pairs: `--model width 96 layers 2`. There are decision_ticks 5, width 128, heads 4, layers 3, hidden
-    256, pair_width 32, window 8, map_neighbours 32, signal_neighbours 4, agent_neighbours 16 (see BehaviorConfig)."""
+    256, pair_width 32, window 8, map_neighbours 32, signal_neighbours 4, agent_neighbours 16, motion_inputs 6 (see
+    BehaviorConfig)."""
     evaluate_every: int = 500
     """Steps between two validations."""
     seed: int = 0

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
 SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
-SHIPPED_SIZES = ("small", "large")
-"""Names of the weights shipped beside the default ones."""
 
 TEMPERATURE, EPSILON = 1.0, 0.015
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
@@ -40,13 +38,6 @@ SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
 """m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
 many ticks at the earliest; and the share of what they hold possible (total variation) that has to change by it. So a hard braking
 is answered within 0.2 s by those whom it concerns, and ordinary driving costs no decision more."""
-
-
-def model_folder(name: Path | str | None) -> Path:
-    """Return the folder of the weights `name`: a folder that exists, one of `SHIPPED_SIZES`, or the default ones (None)."""
-    if str(name) in SHIPPED_SIZES and not Path(str(name)).exists():
-        return SHIPPED_WEIGHTS.with_name(f"{SHIPPED_WEIGHTS.name}_{name}")
-    return SHIPPED_WEIGHTS if name is None else Path(name)
 
 
 @dataclass(frozen=True)
@@ -226,9 +217,10 @@ class LearnedWorld:
     """Others are predicted by the behaviour model, which sees what the ego has really done.
 
     Every `decision_ticks` steps each agent draws its next motion from the model, and follows it tick by tick until the next
-    decision; sooner where the ego surprises (`SURPRISE`), in a decision that is not remembered as one. Agents valid at the
-    present are simulated for as long as one likes; nobody enters or leaves (`OpenBorders` lets them). Signals follow the log;
-    beyond its end the network `signals` lets them go on, without one they hold their last state.
+    decision; sooner where the network sees velocities (`BehaviorConfig.motion_inputs`) and the ego surprises (`SURPRISE`), in a
+    decision that is not remembered as one. Agents valid at the present are simulated for as long as one likes; nobody enters or
+    leaves (`OpenBorders` lets them). Signals follow the log; beyond its end the network `signals` lets them go on, without one
+    they hold their last state.
     Without a `calibration` (`calibrated` is False; `from_pretrained` takes none that was fitted to another sampling) the
     uncertainty is the spread of what the model thinks possible: it ranks, but is not the size of the error.
     """
@@ -254,7 +246,7 @@ class LearnedWorld:
     def from_pretrained(
         cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, epsilon: float = EPSILON
     ) -> LearnedWorld:
-        """Return the world of a model folder, or of weights that the package ships: `small`, `large`, or the default ones (None).
+        """Return the world of a model folder, or of the weights that the package ships.
 
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
@@ -262,7 +254,7 @@ class LearnedWorld:
         from .signals import SignalModel
         from .uncertainty import Calibration
 
-        place = model_folder(folder)
+        place = SHIPPED_WEIGHTS if folder is None else Path(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
         calibration = Calibration.load(place, temperature=temperature, epsilon=epsilon)
         return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, calibration, signals)
@@ -304,7 +296,7 @@ class LearnedWorld:
         """See `World.step`."""
         ticks = self.model.config.decision_ticks
         state = self._decide_where(state, state.step % ticks == 0)
-        if ego is not None:
+        if ego is not None and self.model.config.motion_inputs > 5:  # only a network that sees velocities sees it so early
             changed = (state.ego().velocity - state.memory["met"]).norm(dim=-1) > SURPRISE
             state = self._decide_where(state, changed & (state.step - state.memory["planned"] >= SOONEST), early=True)
         tick = (state.step % ticks)[:, None, None, None].expand(-1, state.position.shape[1], 1, 3)
