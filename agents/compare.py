@@ -156,7 +156,7 @@ def _with_interval(found: Mapping[str, Any], names: Sequence[str]) -> Row:
 
 
 def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of all trainings that led to a row, by stage, and of its sampling.
+    """The sizes of the network, the arguments of all trainings that led to a row, by stage, and of its sampling.
 
     Raises:
         ValueError: the weights beside the trainings are not those that were scored any more.
@@ -174,7 +174,9 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         f"stage {number}": {name: without_folders(value) for name, value in stage["arguments"].items() if name not in UNRELATED}
         for number, (_, stage) in enumerate(stages, 1)
     }
-    return trained | {"sampling": sampling}
+    config = json.loads((Path(weights) / "config.json").read_text())
+    network = {name: value for name, value in config.items() if not name.startswith("vocabulary") and name != "dropout"}
+    return {"network": network} | trained | {"sampling": sampling}
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -28,6 +28,8 @@ def spread(**values):
 def training(folder, **changes):
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_text(folder.name)
+    config = {"vocabulary_size": len(folder.name), "motion_inputs": 6 if folder.name == "two" else 5}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
     arguments = {"data": ["/home/someone/sets/made=2"], "steps": 100, "start_from": None, "out": str(folder)} | changes
     return write(folder, "train behavior", arguments, {})
 
@@ -93,7 +95,7 @@ def test_a_world_of_ones_own_is_a_row(runs, tmp_path):
     own = fidelity(tmp_path / "own", None, world="mine:world")
     out = run_compare(Compare((runs[0], own), out=tmp_path / "out"))
     rows = json.loads((out / "run.json").read_text())["results"]["rows"]
-    assert rows[1]["change"] == "stage 1: left out; sampling: left out; world: mine:world"
+    assert rows[1]["change"] == "network: left out; stage 1: left out; sampling: left out; world: mine:world"
 
 
 def test_a_changed_argument_and_changed_data_are_named(tmp_path):
@@ -101,7 +103,9 @@ def test_a_changed_argument_and_changed_data_are_named(tmp_path):
     two = training(tmp_path / "two", data=["/elsewhere/made=3", "/elsewhere/moved"], steps=50)
     run_compare(Compare((fidelity(tmp_path / "a", one), fidelity(tmp_path / "b", two)), out=tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["results"]["rows"][1]["change"] == "stage 1: + made=3, + moved, - made=2, steps 100 -> 50"
+    assert record["results"]["rows"][1]["change"] == (
+        "network: motion_inputs 5 -> 6; stage 1: + made=3, + moved, - made=2, steps 100 -> 50"
+    )
 
 
 @pytest.mark.parametrize(
