@@ -182,7 +182,7 @@ def open_simulator(args: Fidelity) -> Simulator:
     if ":" not in args.world:
         raise ValueError(f"--world {args.world}: wanted learned or your own as module:attribute")
     found = load_attribute(args.world, "world", "step")
-    world = found() if callable(found) else found
+    world: Any = found() if callable(found) else found
     if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
         raise ValueError(f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see Simulator")
     return world
