@@ -33,6 +33,9 @@ from .rollout import SCENE_ERRORS, open_scenes
 JOB_SCENES = 16
 """Scenes that a worker makes at once at the most: those of one simulation."""
 
+INTERVENED_SCENES = 2
+"""The same of scenes that are driven again, each up to six times: few, so that the bar moves and Ctrl-C need not wait long."""
+
 IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)
 """In workers: Ctrl-C is the parent's business, which stops them."""
 
@@ -113,7 +116,7 @@ class Intervene:
     """
 
     src: Annotated[str, Positional, arg(metavar="SRC")]
-    """Folder of generated scenes, or FOLDER:GLOB for some of them by id."""
+    """Folder of generated scenes, FOLDER:GLOB for some of them by id, or demo for the shipped ones."""
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """Folder to make."""
     interventions: tuple[Intervention, ...] = INTERVENTIONS
@@ -206,8 +209,10 @@ def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str
 
 def run_intervene(args: Intervene) -> int:
     """Drive the interventions in parallel with a progress bar; return the exit code, 1 if any failed."""
-    if args.workers < 0 or not args.interventions:
-        raise ValueError(f"found --workers {args.workers} and {len(args.interventions)} interventions, wanted 0 and 1 or more")
+    if args.workers < 0:
+        raise ValueError(f"found --workers {args.workers}, wanted 0 or more")
+    if not args.interventions:
+        raise ValueError(f"found no interventions, wanted some of {', '.join(INTERVENTIONS)}")
     require_sumo()
     scenes = open_scenes(args.src)
     if scenes.path.resolve() == args.dst.resolve():
@@ -221,8 +226,8 @@ def run_intervene(args: Intervene) -> int:
     out, rows, failures = args.out or dated_folder("data intervene"), [], Failures()
     refused: Counter[tuple[str, str]] = Counter()
     jobs = [
-        (str(scenes.path), scenes.ids[first : first + JOB_SCENES], args.interventions)
-        for first in range(0, len(scenes), JOB_SCENES)
+        (str(scenes.path), scenes.ids[first : first + INTERVENED_SCENES], args.interventions)
+        for first in range(0, len(scenes), INTERVENED_SCENES)
     ]
     with (
         whole_run(out, "data intervene", asdict(args), seed=0) as run,
@@ -238,7 +243,7 @@ def run_intervene(args: Intervene) -> int:
                 rows.append({"scene": id, "source": source, "intervention": name})
             failures += failed
             refused.update(left_out)
-            tell(min(number * JOB_SCENES, len(scenes)), len(scenes), "")
+            tell(min(number * INTERVENED_SCENES, len(scenes)), len(scenes), "")
         if not rows:
             why = failures.first() if failures else next(why for _, why in refused)
             raise ValueError(f"none of the {len(scenes)} scenes lets the ego do what was asked for, the first one: {why}")
@@ -250,6 +255,8 @@ def run_intervene(args: Intervene) -> int:
     console = Console(highlight=False)
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     console.print(f"{len(rows)} scenes ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    if refused:
+        console.print(f"{sum(refused.values())} cannot be made: run.json says why", markup=False)
     return failures.tell()
 
 
@@ -285,7 +292,10 @@ def _in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], wor
         try:
             yield pool.map(work, *zip(*jobs, strict=True))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            Console(stderr=True).print("stopping: what is at hand is finished first")
+            former = signal.signal(*IGNORE_INTERRUPT)  # a second Ctrl-C would leave the workers behind
+            pool.shutdown(wait=True, cancel_futures=True)
+            signal.signal(signal.SIGINT, former)
             raise
 
 

@@ -179,12 +179,20 @@ def open_simulator(args: Fidelity) -> Simulator:
         return LearnedWorld.from_pretrained(args.weights, args.temperature, args.epsilon)
     if args.weights is not None:
         raise ValueError(f"--weights {args.weights} is for the learned world, found --world {args.world}: leave one of them out")
+    if (args.temperature, args.epsilon) != (TEMPERATURE, EPSILON):
+        raise ValueError(f"--temperature and --epsilon are for the learned world, found --world {args.world}: leave them out")
     if ":" not in args.world:
         raise ValueError(f"--world {args.world}: wanted learned or your own as module:attribute")
     found = load_attribute(args.world, "world", "step")
-    world: Any = found() if callable(found) else found
+    try:
+        world: Any = found() if callable(found) else found
+    except TypeError as error:
+        raise ValueError(f"--world {args.world}: cannot be made without arguments ({error}): give an instance") from error
     if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
-        raise ValueError(f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see Simulator")
+        raise ValueError(
+            f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see "
+            "worldloop.worldmodel.open_loop.Simulator"
+        )
     return world
 
 

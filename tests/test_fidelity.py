@@ -116,6 +116,8 @@ def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
     for world, message in (("sumo", "wanted learned or"), ("my_fidelity_world:nothing", "a int without reset and step")):
         with pytest.raises(ValueError, match=message):
             run_fidelity(Fidelity(scenes=roads, world=world))
+    with pytest.raises(ValueError, match="epsilon are for the learned world"):
+        run_fidelity(Fidelity(scenes=roads, world="my_fidelity_world:straight", epsilon=0.5))
     with pytest.raises(ValueError, match="is for the learned world"):
         run_fidelity(Fidelity(scenes=roads, world="my_fidelity_world:straight", weights=tmp_path))
 
