@@ -164,7 +164,7 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     weights, world = record["arguments"]["weights"], record["arguments"].get("world", "learned")
     if world != "learned":
         return {"world": world}
-    sampling = {name: value for name in SAMPLING if (value := record["arguments"].get(name)) is not None}
+    sampling = {name: record["arguments"].get(name, "off") for name in SAMPLING}
     if weights is None:
         return {"weights": f"shipped, checksum {record['results']['weights_checksum']}", "sampling": sampling}
     if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
@@ -199,7 +199,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str
         if isinstance(was, list) and isinstance(now, list):
             yield from (f"+ {entry}" for entry in now if entry not in was)
             yield from (f"- {entry}" for entry in was if entry not in now)
-        elif was != now and old:
+        elif was != now and old and name in old and name in new:  # else one of both releases has no such argument
             yield f"{name} {was} -> {now}"
         elif was != now and name in ("data", "steps", "closed_loop", "learning_rate", *SAMPLING):
             yield f"{name} {', '.join(now) if isinstance(now, list) else now}"

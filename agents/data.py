@@ -291,8 +291,9 @@ def _in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], wor
     with ProcessPoolExecutor(count, get_context("spawn"), signal.signal, IGNORE_INTERRUPT) as pool:
         try:
             yield pool.map(work, *zip(*jobs, strict=True))
-        except BaseException:
-            Console(stderr=True).print("stopping: what is at hand is finished first")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                Console(stderr=True).print("stopping: what is at hand is finished first")
             former = signal.signal(*IGNORE_INTERRUPT)  # a second Ctrl-C would leave the workers behind
             pool.shutdown(wait=True, cancel_futures=True)
             signal.signal(signal.SIGINT, former)
