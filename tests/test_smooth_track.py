@@ -7,7 +7,8 @@ import math
 import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
-from worldloop.worldmodel.geometry import rotate, smooth_track, whittaker, wrap_angle
+from worldloop.worldmodel.data.smoothing import smooth_track, whittaker
+from worldloop.worldmodel.geometry import rotate, wrap_angle
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

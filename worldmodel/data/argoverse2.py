@@ -3,8 +3,8 @@
 Logs are kept whole; the present is step 10 and not the data set's (step 50), so that a scene has the same second of history as
 everywhere and ten seconds to play. The ego is the recording car, track "AV". Logged positions wander: they differ from the course
 of the logged velocities by 0.4 to 0.55 m/s on average, at the ends of tracks by half the speed, and parked cars drift by a metre.
-So positions take their course from the velocities (`_steady`) and are smoothed like others (`geometry.smooth_track`), by 0.1 m in
-the median. There are no boxes and heights: a box is typical of its type (`TYPES`), and an agent stands on the nearest lane.
+So positions take their course from the velocities (`_steady`) and are smoothed like others (`smoothing.smooth_track`), by 0.1 m
+in the median. There are no boxes and heights: a box is typical of its type (`TYPES`), and an agent stands on the nearest lane.
 There are no signals.
 
 The origin is moved near to the ego, since float32 resolves 1 mm at the 10 km that coordinates reach. Maps are cut out of a city
@@ -27,11 +27,12 @@ import shapely
 import torch
 from torch import Tensor
 
-from ..geometry import nearest_valid, resample_polyline, smooth_track, whittaker
+from ..geometry import resample_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene, make_scene
 from .lane_graph import Lane, LaneGraph, Neighbour, closed_outline, thin_line
 from .lanelets import border
 from .shards import DataError, Skipped
+from .smoothing import nearest_valid, smooth_track, whittaker
 
 PATTERNS = ("scenario_*.parquet", "*/scenario_*.parquet")
 """How files of this format are called: each lies in a folder of its own, with its map."""
@@ -199,8 +200,8 @@ def _labels(table: dict[str, np.ndarray], name: str, file: Path) -> tuple[list[s
 def _steady(position: Tensor, velocity: Tensor, valid: Tensor) -> Tensor:
     """Return positions (A, T, 2) that move as the velocities say and lie where the logged positions lie on average.
 
-    The difference between the logged positions and the path of the velocities is smoothed (`geometry.whittaker`, robust against
-    single jumps as in `geometry.smooth_track`) and held where an agent stands, and added to that path: a complementary filter.
+    The difference between the logged positions and the path of the velocities is smoothed (`smoothing.whittaker`, robust against
+    single jumps as in `smoothing.smooth_track`) and held where an agent stands, and added to that path: a complementary filter.
 
     Args:
         position: (A, T, 2) float64 metres.

@@ -3,7 +3,7 @@
 The planning problem's own vehicle is not in the log (in the NGSIM scenarios its start lies at least 2.6 m from every recorded
 car), so the ego is a recorded vehicle, chosen by rule (`choose_ego`): replay, route and scoring need its log. The present is
 step 10 after the first recorded one. Large coordinates (UTM) are counted from near the first lanelet (`find_origin`). Recorded
-tracks jitter, so they are smoothed (`geometry.smooth_track`). Scenarios whose `source` says that the recording was edited are
+tracks jitter, so they are smoothed (`smoothing.smooth_track`). Scenarios whose `source` says that the recording was edited are
 skipped.
 
 Althoff, Koschi, Manzinger: CommonRoad: Composable Benchmarks for Motion Planning on Roads, IV 2017; the formats are described in
@@ -23,11 +23,11 @@ import torch
 from defusedxml import DefusedXmlException
 from torch import Tensor
 
-from ..geometry import SmoothTrack, smooth_track
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, SignalState, make_scene
 from .compressed import read_content
 from .lanelets import FARTHEST, RoadMap, find_origin, place, point_list, read_map
 from .shards import DataError, Skipped
+from .smoothing import SmoothTrack, smooth_track
 
 PATTERNS = ("*.xml", "*.xml.gz")
 """How files of this format are called."""

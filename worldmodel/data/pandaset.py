@@ -2,7 +2,7 @@
 
 A file holds `dt`, `ego {t, xyz, yaw}`, `agents [{category, lwh, frame, xyz, yaw}]` and `lane_lines`. Agents outside of the ego's
 window of frames are cut away: without the ego's pose their reconstruction drifts. Labels jitter, so tracks are smoothed
-(`geometry.smooth_track`). There is no lane graph and no signal; the route is where the ego drove.
+(`smoothing.smooth_track`). There is no lane graph and no signal; the route is where the ego drove.
 
 Xiao et al., PandaSet: Advanced Sensor Suite Dataset for Autonomous Driving, ITSC 2021.
 """
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import resample_polyline, smooth_track, split_polyline
+from ..geometry import resample_polyline, split_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
 from .compressed import read_content
 from .shards import DataError, Skipped
+from .smoothing import smooth_track
 
 PATTERNS = ("*.json.gz",)
 """How files of this format are called."""
