@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from ..worldmodel.data import SceneDataset, ShardWriter, describe, import_scenes
+from ..worldmodel.data import SceneDataset
+from ..worldmodel.data.importing import describe, import_scenes
+from ..worldmodel.data.writing import ShardWriter
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.networks import TEMPLATES
 from ..worldmodel.run import dated_folder, whole_run

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..envs.observation import signals_along
+from ..envs.ground import signals_along
 from ..worldmodel.dynamics import IntelligentDriver, KinematicBicycle, Motion, forward_speed
 from ..worldmodel.geometry import point_on_polyline, polyline_direction, project_on_polyline, to_local, wrap_angle
 from ..worldmodel.sampling import hashed_uniform

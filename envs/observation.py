@@ -6,7 +6,6 @@ table of all features stands in `DriveEnv`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,10 +15,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..worldmodel.geometry import point_on_polyline, project_on_polyline, rotate, to_local, wrap_angle
-from ..worldmodel.raster import CHANNELS, PIECE_POINTS, ImageGrid, RoadPieces, bird_eye_image, lowest, nearest_pieces, road_pieces
-from ..worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState, TensorBatch
+from ..worldmodel.geometry import point_on_polyline, rotate, to_local
+from ..worldmodel.raster import CHANNELS, PIECE_POINTS, ImageGrid, RoadPieces, bird_eye_image, lowest, nearest_pieces
+from ..worldmodel.scene import AgentKind, PolylineKind, SignalState
 from ..worldmodel.world import State
+from .ground import Ground
 from .measures import EgoPast
 
 OBSERVATIONS = ("state", "image")
@@ -132,53 +132,14 @@ def observation_space(kind: str, size: ObservationSize) -> spaces.Space:
     )
 
 
-@dataclass(frozen=True)
-class Surroundings(TensorBatch):
-    """What an observation needs of B scenes and what does not change in an episode.
-
-    Attributes:
-        pieces: the map, evenly sampled.
-        signal_arc: (B, S) metres along the route at which each stop point lies.
-        signal_on_route: (B, S) bool, whether the signal is one that the ego will pass on its route.
-    """
-
-    pieces: RoadPieces
-    signal_arc: Tensor
-    signal_on_route: Tensor
-
-
-def surroundings(scene: Scene) -> Surroundings:
-    """Prepare B scenes."""
-    return Surroundings(road_pieces(scene), *signals_along(scene, scene.route[..., :2], scene.route_valid))
-
-
-def signals_along(scene: Scene, path: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the signals of B scenes stand along paths, and which of them hold for who drives there.
-
-    A signal holds if its stop point lies within 2 m of the path in the path's direction (45 degrees) and the lane that it
-    controls also ends within 2 m of it: signals for other turns share the stop point.
-
-    Args:
-        scene: B scenes.
-        path: (B, K, 2) points of the route or of a piece of it.
-        valid: (B, K) bool.
-
-    Returns:
-        arc: (B, S) metres along the path.
-        holds: (B, S) bool.
-    """
-    arc, offset, heading = project_on_polyline(scene.signal_position[..., :2], path, valid)
-    holds = (offset.abs() < 2.0) & (wrap_angle(scene.signal_heading - heading).abs() < 0.25 * math.pi)
-    if scene.polyline.shape[1]:
-        row, lane = scene.ego_row()[:, None], scene.signal_lane
-        last = (scene.polyline_valid[row, lane].long().sum(dim=-1) - 1).clamp(min=0)
-        exit = scene.polyline[row, lane, last][..., :2]
-        holds &= project_on_polyline(exit, path, valid)[1].abs() < 2.0
-    return arc, holds
-
-
 def observe(
-    kind: str, size: ObservationSize, state: State, past: EgoPast, around: Surroundings, action: Tensor
+    kind: str,
+    size: ObservationSize,
+    state: State,
+    past: EgoPast,
+    pieces: RoadPieces,
+    on: Ground,
+    action: Tensor,
 ) -> dict[str, Tensor]:
     """Return what B egos see, under the names of `observation_space`; an image stands under the name "image".
 
@@ -187,13 +148,14 @@ def observe(
         size: how much is seen.
         state: the moment.
         past: what is remembered of the egos.
-        around: `surroundings(state.scene)`.
+        pieces: `road_pieces(state.scene)`.
+        on: `ground(state.scene)`.
         action: (B, 2) acceleration in m/s2 and curvature in 1/m of the last step, zero at a reset.
     """
     if kind == "image":
         image = bird_eye_image(
             state.scene,
-            around.pieces,
+            pieces,
             state.position,
             state.heading,
             state.valid,
@@ -204,9 +166,9 @@ def observe(
         return {"image": image}
     seen = {"ego": _see_ego(state, past, action)}
     seen |= _see_agents(state, size)
-    seen |= _see_polylines(state, around.pieces, size)
+    seen |= _see_polylines(state, pieces, size)
     seen |= _see_route(state, past, size)
-    return seen | _see_signals(state, past, around, size)
+    return seen | _see_signals(state, past, on, size)
 
 
 def to_numpy(seen: Mapping[str, Tensor]) -> dict[str, np.ndarray] | np.ndarray:
@@ -282,20 +244,20 @@ def _see_route(state: State, past: EgoPast, size: ObservationSize) -> dict[str, 
     return {"route": _clip(values, ROUTE_FEATURES, mask), "route_mask": mask.to(torch.int8)}
 
 
-def _see_signals(state: State, past: EgoPast, around: Surroundings, size: ObservationSize) -> dict[str, Tensor]:
+def _see_signals(state: State, past: EgoPast, on: Ground, size: ObservationSize) -> dict[str, Tensor]:
     """The signals that the ego will meet on its route first, then the nearest others."""
     scene, ego, row = state.scene, state.ego(), state.scene.ego_row()[:, None]
     local = to_local(scene.signal_position[..., :2], ego.position[:, None, :2], ego.heading[:, None])
     distance = local.square().sum(-1).sqrt()
-    ahead = around.signal_arc - past.arc[:, None]
-    to_meet = around.signal_on_route & (ahead > 0)
+    ahead = on.signal_arc - past.arc[:, None]
+    to_meet = on.signal_on_route & (ahead > 0)
     rank = torch.where(state.signal_valid & (distance < size.radius), distance - 2 * size.radius * to_meet, torch.inf)
     index, mask = lowest(rank, size.signals)
     if not scene.signal_heading.shape[1]:
         shape = (*index.shape, len(SIGNAL_FEATURES))
         return {"signals": torch.zeros(shape), "signals_mask": mask.to(torch.int8)}
     turn = scene.signal_heading[row, index] - ego.heading[:, None]
-    on_route = around.signal_on_route[row, index]
+    on_route = on.signal_on_route[row, index]
     values = [local[row, index, 0], local[row, index, 1], turn.cos(), turn.sin()]
     values += [on_route.to(torch.float32), torch.where(on_route, ahead[row, index], 0.0)]
     values += _one_hot(state.signal_state[row, index], len(SignalState))

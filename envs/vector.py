@@ -21,11 +21,13 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ..worldmodel.dynamics import KinematicBicycle
+from ..worldmodel.raster import RoadPieces, road_pieces
 from ..worldmodel.scene import HISTORY_STEPS, Scene, TensorBatch, stack
 from ..worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld, State, World
 from .action import ActionSpace
-from .measures import EgoPast, RoadEdges, ego_measures, next_past, road_edges, start_past
-from .observation import ObservationSize, Surroundings, observation_space, observe, surroundings, to_numpy, visible
+from .ground import Ground, ground
+from .measures import EgoPast, ego_measures, next_past, start_past
+from .observation import ObservationSize, observation_space, observe, to_numpy, visible
 from .reward import RewardWeights, reward_terms
 from .scenarios import Scenarios, Source
 
@@ -68,8 +70,8 @@ class Episode(TensorBatch):
     Attributes:
         state: the world's.
         past: what measures remember of the ego.
-        edges: the road edges of the scenes.
-        around: what observations need of the scenes.
+        on: what measures and observations need of the maps.
+        pieces: the maps, evenly sampled, for observations.
         action: (B, 2) m/s2 and 1/m of the last step.
         horizon: (B,) int64, steps until the episode is truncated.
         reward: (B,) float64, the sum so far.
@@ -78,24 +80,21 @@ class Episode(TensorBatch):
 
     state: State
     past: EgoPast
-    edges: RoadEdges
-    around: Surroundings
+    on: Ground
+    pieces: RoadPieces
     action: Tensor
     horizon: Tensor
     reward: Tensor
     trail: Tensor
     trail_valid: Tensor
 
-    def widen(self, pieces: int, edges: int) -> Episode:
-        """Return the same episodes with room for at least so many map pieces and edge segments."""
-        around = replace(self.around, pieces=self.around.pieces.widen(pieces))
-        return replace(self, around=around, edges=self.edges.widen(edges))
+    def widen(self, other: Episode) -> Episode:
+        """Return the same episodes with room for at least as many map pieces and segments as `other` has."""
+        return replace(self, on=self.on.widen(other.on), pieces=self.pieces.widen(other.pieces.valid.shape[1]))
 
     def put_episodes(self, index: Sequence[int], other: Episode) -> Episode:
         """Return a copy in which rows `index` (n,) are those of `other`, both brought to the same widths."""
-        pieces = max(self.around.pieces.valid.shape[1], other.around.pieces.valid.shape[1])
-        edges = max(self.edges.valid.shape[1], other.edges.valid.shape[1])
-        return self.widen(pieces, edges).put(index, other.widen(pieces, edges))
+        return self.widen(other).put(index, other.widen(self))
 
 
 class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
@@ -369,12 +368,12 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             missing = TRAIL_STEPS - HISTORY_STEPS - 1
             trail = torch.nn.functional.pad(scenes.position[:, :, now, :2], (0, 0, missing, 0))
             trail_valid = torch.nn.functional.pad(scenes.valid[:, :, now], (missing, 0))
-        edges = road_edges(scenes)
+        on = ground(scenes)
         return Episode(
             state=state,
-            past=start_past(state, edges),
-            edges=edges,
-            around=surroundings(scenes),
+            past=start_past(state, on),
+            on=on,
+            pieces=road_pieces(scenes),
             action=torch.zeros(len(scenes), 2),
             horizon=horizon,
             reward=torch.zeros(len(scenes), dtype=torch.float64),
@@ -403,7 +402,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def _advance(self, episode: Episode, action: Tensor) -> tuple[Episode, dict[str, Tensor], dict[str, Tensor]]:
         """Return the episodes 0.1 s later, what happened (B,) by measure, and what it is worth (B,) by term."""
         state = self.world.step(episode.state, self.dynamics.step(episode.state.ego(), action))
-        past = next_past(episode.past, state, episode.edges)
+        past = next_past(episode.past, state, episode.on)
         measures = ego_measures(state, past)
         terms = reward_terms(measures, self.weights)
         trail, trail_valid = episode.trail, episode.trail_valid
@@ -415,7 +414,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return episode, measures, terms
 
     def _observe(self, episode: Episode) -> Observation:
-        seen = observe(self.observation, self.size, episode.state, episode.past, episode.around, episode.action)
+        seen = observe(self.observation, self.size, episode.state, episode.past, episode.pieces, episode.on, episode.action)
         return to_numpy(seen)
 
     def _autoreset(self, seen: Observation) -> None:

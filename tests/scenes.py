@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from worldloop.worldmodel.data import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.scene import (
     HISTORY_STEPS,

@@ -28,7 +28,7 @@ from worldloop.agents.calibrate import (
 )
 from worldloop.envs import DriveVectorEnv
 from worldloop.worldmodel.behavior import BehaviorModel
-from worldloop.worldmodel.data import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.open_loop import logged_ego
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
 from worldloop.worldmodel.signals import SignalModel

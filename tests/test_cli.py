@@ -15,7 +15,8 @@ import torch
 from models import tiny_model
 from scenes import several_roads, straight_road
 from worldloop.agents.cli import COMMANDS, main
-from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
+from worldloop.worldmodel.data.shards import SceneDataset
+from worldloop.worldmodel.data.writing import ShardWriter
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -25,7 +25,8 @@ from worldloop.envs.reactions import (
     response_sign,
     travelled,
 )
-from worldloop.worldmodel.data import SceneDataset, ShardWriter
+from worldloop.worldmodel.data import SceneDataset
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.geometry import box_distance
 from worldloop.worldmodel.open_loop import Trace, force_ego
 from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld

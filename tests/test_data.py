@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 from scenes import several_roads, straight_road
 from test_pandaset import sequence, write
-from worldloop.worldmodel.data import (
-    READERS,
-    DataError,
-    SceneDataset,
-    ShardWriter,
-    describe,
-    find_files,
-    import_scenes,
-    read,
-    split,
-)
+from worldloop.worldmodel.data import READERS, DataError, SceneDataset, find_files, read
 from worldloop.worldmodel.data import reader as reader_of
+from worldloop.worldmodel.data.importing import describe, import_scenes, split
+from worldloop.worldmodel.data.writing import ShardWriter
 
 
 def test_every_reader_finds_its_files_and_names_what_is_missing(tmp_path: Path):

@@ -22,7 +22,7 @@ from worldloop.agents.endurance import (
     wasserstein,
 )
 from worldloop.worldmodel.borders import touching
-from worldloop.worldmodel.data.shards import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.world import ConstantVelocityWorld, logged_state
 
 

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scenes import EGO, LEADER, moved, several_roads, straight_road
 from worldloop.envs import DriveEnv, DriveVectorEnv, ObservationSize, RewardWeights
 from worldloop.envs.action import ACCELERATION_GRID, CURVATURE_GRID, ActionSpace
-from worldloop.worldmodel.data.shards import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.dynamics import KinematicBicycle
 from worldloop.worldmodel.world import LearnedWorld, ReplayWorld, State
 

@@ -13,7 +13,7 @@ from scenes import damaged, several_roads, straight_road
 from worldloop.agents.fidelity import FIGURES, Fidelity, finish_rows, run_fidelity, score, summarise
 from worldloop.envs.realism import FEATURES
 from worldloop.envs.realism_features import object_features
-from worldloop.worldmodel.data import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.open_loop import logged_futures, scored_agents
 
 

@@ -6,17 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import CONE, EGO, LEADER, LEFT_EDGE, RIGHT_EDGE, moved, several_roads, straight_road
-from worldloop.envs.measures import (
-    EgoPast,
-    ego_collision,
-    ego_comfort,
-    ego_edge_distance,
-    ego_measures,
-    next_past,
-    road_edges,
-    route_place,
-    start_past,
-)
+from worldloop.envs.ground import edge_distance, ground
+from worldloop.envs.measures import EgoPast, ego_comfort, ego_measures, ego_overlaps, next_past, route_place, start_past
 from worldloop.worldmodel.geometry import signed_distance_to_edges
 from worldloop.worldmodel.scene import Scene
 from worldloop.worldmodel.world import Motion, State, logged_state, place_ego
@@ -27,15 +18,19 @@ def start(scene: Scene) -> State:
 
 
 def begun(state: State) -> EgoPast:
-    return start_past(state, road_edges(state.scene))
+    return start_past(state, ground(state.scene))
 
 
 def gone_on(past: EgoPast, state: State) -> EgoPast:
-    return next_past(past, state, road_edges(state.scene))
+    return next_past(past, state, ground(state.scene))
 
 
 def measured(state: State, moved_on: State) -> dict[str, torch.Tensor]:
     return ego_measures(moved_on, gone_on(begun(state), moved_on))
+
+
+def beyond(state: State) -> torch.Tensor:
+    return edge_distance(ground(state.scene).edges, state.ego(), state.scene.size[:, EGO])
 
 
 def ego_at(state: State, x: float, y: float, heading: float = 0.0, speed: float = 10.0) -> State:
@@ -106,7 +101,7 @@ def test_who_is_not_valid_is_not_hit():
     state = start(straight_road())
     valid = state.valid.clone()
     valid[0, LEADER] = False
-    assert ego_collision(ego_at(replace(state, valid=valid), 25.0, 0.0)).item() == -1
+    assert not ego_overlaps(ego_at(replace(state, valid=valid), 25.0, 0.0)).any()
 
 
 def test_off_road_begins_three_decimetres_beyond_the_edge():
@@ -119,7 +114,7 @@ def test_off_road_begins_three_decimetres_beyond_the_edge():
 
 def test_the_distance_is_that_of_the_farthest_corner():
     state = ego_at(start(straight_road()), 1.0, 0.0)
-    assert ego_edge_distance(state, road_edges(state.scene)).item() == pytest.approx(RIGHT_EDGE + 0.9 + 0.0, abs=1e-5)
+    assert beyond(state).item() == pytest.approx(RIGHT_EDGE + 0.9 + 0.0, abs=1e-5)
 
 
 def test_without_edges_off_road_is_not_measurable():
@@ -133,7 +128,7 @@ def test_without_edges_off_road_is_not_measurable():
 @given(x=st.floats(-40.0, 150.0), y=st.floats(-6.0, 9.0), heading=st.floats(-3.0, 3.0))
 def test_looking_at_near_edges_only_changes_nothing(x, y, heading):
     state = ego_at(start(straight_road()), x, y, heading)
-    edges = road_edges(state.scene)
+    edges = ground(state.scene).edges
     corners = torch.stack(
         [
             torch.tensor([x + a * math.cos(heading) - b * math.sin(heading), y + a * math.sin(heading) + b * math.cos(heading)])
@@ -141,7 +136,7 @@ def test_looking_at_near_edges_only_changes_nothing(x, y, heading):
         ]
     )
     every = signed_distance_to_edges(corners[None], edges.segment, edges.valid[..., None].expand(-1, -1, 2)).amax()
-    assert ego_edge_distance(state, edges).item() == pytest.approx(every.item(), abs=1e-4)
+    assert beyond(state).item() == pytest.approx(every.item(), abs=1e-4)
 
 
 def test_who_begins_beyond_the_road_is_off_it_only_after_having_been_on_it():

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import LANE_WIDTH, moved, several_roads, straight_road
-from worldloop.envs.measures import road_edges, start_past
+from worldloop.envs.ground import ground
+from worldloop.envs.measures import start_past
 from worldloop.envs.observation import (
     AGENT_FEATURES,
     EGO_FEATURES,
@@ -15,9 +16,9 @@ from worldloop.envs.observation import (
     ObservationSize,
     observation_space,
     observe,
-    surroundings,
     visible,
 )
+from worldloop.worldmodel.raster import road_pieces
 from worldloop.worldmodel.scene import PolylineKind, Scene, SignalState
 from worldloop.worldmodel.world import logged_state
 
@@ -26,7 +27,8 @@ SIZE = ObservationSize()
 
 def see(scene: Scene, size: ObservationSize = SIZE, kind: str = "state") -> dict[str, torch.Tensor]:
     state = logged_state(scene, torch.zeros(len(scene), dtype=torch.int64))
-    return observe(kind, size, state, start_past(state, road_edges(scene)), surroundings(scene), torch.zeros(len(scene), 2))
+    on = ground(scene)
+    return observe(kind, size, state, start_past(state, on), road_pieces(scene), on, torch.zeros(len(scene), 2))
 
 
 def named(values: torch.Tensor, ranges: dict) -> dict[str, float]:

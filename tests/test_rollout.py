@@ -16,7 +16,8 @@ from torch import Tensor
 from worldloop.agents.policy import POLICIES, load_policy
 from worldloop.agents.rollout import STEPS_WITHOUT_LOG, Scenario, open_scenes, rollout
 from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
-from worldloop.worldmodel.data.shards import SceneDataset, ShardWriter
+from worldloop.worldmodel.data.shards import SceneDataset
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.dynamics import Motion
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
 from worldloop.worldmodel.uncertainty import Calibration

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenes import several_roads
 from worldloop.agents.scaling import Scaling, along, fit_power_law, run_scaling
-from worldloop.worldmodel.data import SceneDataset, ShardWriter
+from worldloop.worldmodel.data import SceneDataset
+from worldloop.worldmodel.data.writing import ShardWriter
 
 
 @given(scale=st.floats(0.1, 50.0), exponent=st.floats(-0.5, 0.5), sizes=st.lists(st.integers(1, 10**7), min_size=3, unique=True))

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scenes import several_roads, straight_road
-from worldloop.worldmodel.data import DataError, SceneDataset, ShardWriter
-from worldloop.worldmodel.data.shards import SCENES_PER_SHARD, trim
+from worldloop.worldmodel.data import DataError, SceneDataset
+from worldloop.worldmodel.data.shards import SCENES_PER_SHARD
+from worldloop.worldmodel.data.writing import ShardWriter, trim
 from worldloop.worldmodel.scene import LAYOUT, Scene
 
 
@@ -225,7 +226,7 @@ WRITE_FOREVER = """
 import sys
 sys.path.insert(0, sys.argv[2])
 from scenes import straight_road
-from worldloop.worldmodel.data import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 with ShardWriter(sys.argv[1]) as writer:
     for number in range(10**6):
         writer.add(straight_road(str(number), steps=12))

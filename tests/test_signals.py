@@ -6,7 +6,7 @@ import torch
 from models import tiny_model
 from scenes import several_roads, straight_road
 from test_world import run, same
-from worldloop.worldmodel.data.shards import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import HISTORY_STEPS, SignalState, stack
 from worldloop.worldmodel.signals import ADVANCED, SignalConfig, SignalModel, signal_ages, signal_places
 from worldloop.worldmodel.train_signals import (

@@ -6,7 +6,7 @@ import torch
 from models import tiny_model
 from safetensors.torch import load_file
 from scenes import CONE, EGO, moved, straight_road
-from worldloop.worldmodel.data.shards import ShardWriter
+from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.run import start_run
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, stack
 from worldloop.worldmodel.train_behavior import Args, Trainer, agents_of, crop, main, mirror, self_driven, signals_of

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worldloop.worldmodel.data import DataError, Skipped, import_scenes, read
+from worldloop.worldmodel.data import DataError, Skipped, read
+from worldloop.worldmodel.data.importing import import_scenes
 from worldloop.worldmodel.data.waymo import read_scenario
 from worldloop.worldmodel.data.waymo_records import Scenario, masked_checksum, parse_scenario, read_records
 from worldloop.worldmodel.geometry import project_on_polyline, signed_distance_to_edges

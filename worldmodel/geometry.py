@@ -58,6 +58,32 @@ def boxes_overlap(corners_a: Tensor, corners_b: Tensor) -> Tensor:
     return ~torch.as_tensor(separated)
 
 
+def overlap_times(corners_a: Tensor, corners_b: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return from when to when (...), in seconds, boxes overlap while b moves past a without turning.
+
+    By the separating axis theorem: the boxes overlap while their shadows do on all four axes. Times before now are negative;
+    where they never overlap the first time is not below the second.
+
+    Args:
+        corners_a: (..., 4, 2).
+        corners_b: (..., 4, 2).
+        velocity: (..., 2) m/s of b, seen from a.
+    """
+    first, last = [], []
+    for corners in (corners_a, corners_b):
+        for side in (0, 1):
+            axis = corners[..., side + 1, :] - corners[..., side, :]
+            span_a = (corners_a * axis[..., None, :]).sum(dim=-1)
+            span_b = (corners_b * axis[..., None, :]).sum(dim=-1)
+            low, high = span_a.amin(-1) - span_b.amax(-1), span_a.amax(-1) - span_b.amin(-1)  # what b's shadow has to move
+            speed = (velocity * axis).sum(dim=-1)
+            meets = (low < 0) & (high > 0)
+            still, by = speed.abs() < 1e-6, torch.where(speed.abs() < 1e-6, 1.0, speed)
+            first.append(torch.where(still, torch.where(meets, -torch.inf, torch.inf), torch.minimum(low / by, high / by)))
+            last.append(torch.where(still, torch.where(meets, torch.inf, -torch.inf), torch.maximum(low / by, high / by)))
+    return torch.stack(first).amax(dim=0), torch.stack(last).amin(dim=0)
+
+
 def box_distance(
     position_a: Tensor, heading_a: Tensor, size_a: Tensor, position_b: Tensor, heading_b: Tensor, size_b: Tensor
 ) -> Tensor:
