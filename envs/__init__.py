@@ -11,11 +11,11 @@ import gymnasium
 
 from .action import ActionSpace
 from .observation import ObservationSize
-from .reward import RewardWeights
+from .reward import PRESETS
 from .single import DriveEnv
 from .vector import WORLDS, DriveVectorEnv, open_world
 
-__all__ = ["WORLDS", "ActionSpace", "DriveEnv", "DriveVectorEnv", "ObservationSize", "RewardWeights", "open_world"]
+__all__ = ["PRESETS", "WORLDS", "ActionSpace", "DriveEnv", "DriveVectorEnv", "ObservationSize", "open_world"]
 
 gymnasium.register(
     id="worldloop/Drive-v0",

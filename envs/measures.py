@@ -70,6 +70,15 @@ WINDOW_BEHIND, WINDOW = 12, 48
 """Route points behind the ego, and in all, between which it is looked for: a route that meets itself again does not confuse."""
 
 
+MEASURES = (
+    *("progress", "route_completion", "expert_progress", "progress_share", "speed"),
+    *("collision", "at_fault_collision", "at_fault_object", "time_to_collision", "safe_time_to_collision"),
+    *("off_road", "against_flow", "overspeed", "within_speed_limit", "lane_offset", "lane_keeping", "red_light"),
+    *("comfort", *COMFORT_LIMITS),
+)
+"""The measures of a step that a reward may weigh: all of `ego_measures` that count or measure something."""
+
+
 @dataclass(frozen=True)
 class EgoPast(TensorBatch):
     """What is remembered of B egos from step to step.

@@ -1,33 +1,76 @@
-"""Reward: a weighted sum of measures, every term by its name."""
+"""Reward: a weighted sum of measures, every term by its name.
+
+A reward is a preset of `PRESETS` or weights of one's own, `{measure: weight}`; each step it is the sum of weight times measure.
+The only shaping is progress, which is potential-based (Ng, Harada, Russell, "Policy invariance under reward transformations",
+ICML 1999) with the metres along the route as the potential: going back costs what going there earned.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from .measures import MEASURES
 
-@dataclass(frozen=True)
-class RewardWeights:
-    """What each measure of a step (`envs/measures.py`) is worth; a field's name is the measure's name.
+EPISODE = 80
+"""Steps over which the presets of the driving scores spread what is scored once an episode there (8 s)."""
 
-    With these values, driving well at 10 m/s earns 0.12 a step and 10 in an episode of 8 s, half of which a crash costs.
+PRESETS: dict[str, dict[str, float]] = {
+    "progress": {"progress": 0.1, "collision": -5.0, "off_road": -5.0, "comfort": 0.02},
+    "nuplan": {
+        "progress_share": 5 / 16,
+        "safe_time_to_collision": 5 / 16 / EPISODE,
+        "within_speed_limit": 4 / 16 / EPISODE,
+        "comfort": 2 / 16 / EPISODE,
+        "at_fault_collision": -1.0,
+        "at_fault_object": -0.5,
+        "off_road": -1.0,
+        "against_flow": -1 / 60,
+    },
+    "epdms": {
+        "progress_share": 5 / 16,
+        "safe_time_to_collision": 5 / 16 / EPISODE,
+        "lane_keeping": 2 / 16 / EPISODE,
+        "comfort": 4 / 16 / EPISODE,
+        "at_fault_collision": -1.0,
+        "at_fault_object": -0.5,
+        "off_road": -1.0,
+        "against_flow": -1 / 60,
+        "red_light": -1.0,
+    },
+}
+"""Weights by name. `progress`: driving well at 10 m/s earns 0.12 a step and 10 in 8 s, half of which a crash costs. `nuplan` and
+`epdms`: what those scores (`score.py`) weigh, earned bit by bit, up to 1 in 8 s; what multiplies a score by 0 costs 1 when it
+happens. A metre against the flow counts in `against_flow` for ten steps, so six metres, at which the score is 0, cost 1."""
 
-    Attributes:
-        progress: for each metre along the route.
-        collision: for a step in which the ego's box overlaps another one.
-        off_road: for a step in which a corner of the ego is beyond the road's edge.
-        comfort: for a step in which all comfort limits hold; in proportion where only some do.
+
+def reward_weights(reward: str | Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of a preset, or those given, by the names of their measures.
+
+    Raises:
+        ValueError: no such preset, or a term is no measure or its weight no finite number; the message names it.
     """
+    if isinstance(reward, str):
+        if reward not in PRESETS:
+            raise ValueError(f"reward={reward!r} is unknown: choose one of {', '.join(PRESETS)}, or weights by measure")
+        return dict(PRESETS[reward])
+    if not isinstance(reward, Mapping) or not reward:
+        raise ValueError(
+            f"reward={reward!r}: wanted one of {', '.join(PRESETS)}, or weights by measure: {{'progress': 0.1, ...}}"
+        )
+    for name, weight in reward.items():
+        if name not in MEASURES:
+            near = difflib.get_close_matches(str(name), MEASURES, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"reward term {name!r} is no measure{hint}: choose among {', '.join(MEASURES)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
+            raise ValueError(f"reward term {name!r}: found weight {weight!r}, wanted a finite number")
+    return {name: float(weight) for name, weight in reward.items()}
 
-    progress: float = 0.1
-    collision: float = -5.0
-    off_road: float = -5.0
-    comfort: float = 0.02
 
-
-def reward_terms(measures: Mapping[str, Tensor], weights: RewardWeights) -> dict[str, Tensor]:
+def reward_terms(measures: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Return each weighted measure (B,) float64 by its name; their sum is the reward."""
-    return {name: weight * measures[name].to(torch.float64) + 0.0 for name, weight in asdict(weights).items()}  # no -0.0
+    return {name: weight * measures[name].to(torch.float64) + 0.0 for name, weight in weights.items()}  # no -0.0

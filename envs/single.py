@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -12,9 +12,8 @@ from gymnasium.vector import AutoresetMode
 from ..worldmodel.dynamics import KinematicBicycle
 from ..worldmodel.world import State, World
 from .observation import ObservationSize
-from .reward import RewardWeights
 from .scenarios import Source
-from .vector import TERMINATIONS, DriveVectorEnv, Info, Observation
+from .vector import DriveVectorEnv, Info, Observation
 
 
 class DriveEnv(gymnasium.Env[Observation, Any]):
@@ -66,7 +65,9 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     are set by `size`.
 
     ## Reward
-    The sum of weighted measures of the step; weights are set by `reward`, each term stands in `info["reward_terms"]`.
+    The sum of weighted measures of the step, each a term in `info["reward_terms"]`. `reward` is a preset of
+    `worldloop.envs.PRESETS` or weights of your own, such as `{"progress": 0.1, "red_light": -2.0}`, for any of `info["measures"]`.
+    `"nuplan"` and `"epdms"` earn bit by bit what nuPlan's closed-loop score and NAVSIM's EPDMS weigh. The default, `"progress"`:
 
     | term | measure | weight |
     |---|---|---|
@@ -81,7 +82,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     same episode.
 
     ## Episode end
-    `terminated`: at a collision or off the road (`terminate_on`). `truncated`: after `horizon` steps.
+    `terminated`: at a collision or off the road (`terminate_on`; `"at_fault_collision"` and `"red_light"` can be added). `truncated`: after `horizon` steps.
 
     ## Info
     | key | meaning |
@@ -102,7 +103,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     | `action` | `"continuous"` | or `"physical"`, `"discrete"` |
     | `horizon` | `80` | steps; `None`: as long as each scene's log |
     | `terminate_on` | `("collision", "off_road")` | measures that end the episode |
-    | `reward` | `RewardWeights()` | the weights |
+    | `reward` | `"progress"` | a preset (`"progress"`, `"nuplan"`, `"epdms"`) or weights by measure |
     | `dynamics` | `KinematicBicycle()` | limits of the car |
     | `size` | `ObservationSize()` | counts, radius, spacing, image |
     | `render_mode` | `None` | `"rgb_array"`: `render()` returns (800, 800, 3) uint8; `"human"`: a window |
@@ -123,8 +124,8 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         observation: str = "state",
         action: str = "continuous",
         horizon: int | None = 80,
-        terminate_on: Sequence[str] = TERMINATIONS,
-        reward: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
+        terminate_on: Sequence[str] = ("collision", "off_road"),
+        reward: str | Mapping[str, float] = "progress",
         dynamics: KinematicBicycle = KinematicBicycle(),  # noqa: B008 (frozen)
         size: ObservationSize = ObservationSize(),  # noqa: B008 (frozen)
         render_mode: str | None = None,

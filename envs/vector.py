@@ -8,7 +8,7 @@ and by its own random generator, which picks its scenes and their keys; so it do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +28,10 @@ from .action import ActionSpace
 from .ground import Ground, ground
 from .measures import EgoPast, ego_measures, next_past, start_past
 from .observation import ObservationSize, observation_space, observe, to_numpy, visible
-from .reward import RewardWeights, reward_terms
+from .reward import reward_terms, reward_weights
 from .scenarios import Scenarios, Source
 
-TERMINATIONS = ("collision", "off_road")
+TERMINATIONS = ("collision", "at_fault_collision", "off_road", "red_light")
 """Measures that may end an episode."""
 
 TRAIL_STEPS = 20
@@ -127,8 +127,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         observation: str = "state",
         action: str = "continuous",
         horizon: int | None = 80,
-        terminate_on: Sequence[str] = TERMINATIONS,
-        reward: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
+        terminate_on: Sequence[str] = ("collision", "off_road"),
+        reward: str | Mapping[str, float] = "progress",
         dynamics: KinematicBicycle = KinematicBicycle(),  # noqa: B008 (frozen)
         size: ObservationSize = ObservationSize(),  # noqa: B008 (frozen)
         render_mode: str | None = None,
@@ -140,11 +140,10 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             ValueError: an argument is unknown or impossible; the message names it and what is wanted.
         """
         self._check_arguments(num_envs, horizon, terminate_on, render_mode, autoreset_mode)
-        for name, given, wanted in (("reward", reward, RewardWeights), ("size", size, ObservationSize)):
-            if not isinstance(given, wanted):
-                raise ValueError(f"{name}={given!r}: wanted {wanted.__name__}(...) of worldloop.envs")
+        if not isinstance(size, ObservationSize):
+            raise ValueError(f"size={size!r}: wanted ObservationSize(...) of worldloop.envs")
         self.num_envs, self.horizon, self.terminate_on = num_envs, horizon, tuple(terminate_on)
-        self.weights, self.dynamics, self.size, self.observation = reward, dynamics, size, observation
+        self.weights, self.dynamics, self.size, self.observation = reward_weights(reward), dynamics, size, observation
         self.render_mode, self.autoreset_mode = render_mode, autoreset_mode
         self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.actions = ActionSpace(action, dynamics)

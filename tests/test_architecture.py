@@ -21,7 +21,7 @@ WORLDMODEL_RANK = {
     **dict.fromkeys(("files", "geometry", "sampling"), 0),
     **dict.fromkeys(("run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
-    **dict.fromkeys(("behavior", "camera", "sumo_map"), 3),
+    **dict.fromkeys(("behavior", "camera", "sumo_map", "vocabulary"), 3),
     "world": 4,
     **dict.fromkeys(("open_loop", "idm", "sumo_world", "state_file"), 5),
     **dict.fromkeys(("sumo", "borders"), 6),

@@ -13,7 +13,7 @@ from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scenes import EGO, LEADER, moved, several_roads, straight_road
-from worldloop.envs import DriveEnv, DriveVectorEnv, ObservationSize, RewardWeights
+from worldloop.envs import DriveEnv, DriveVectorEnv, ObservationSize
 from worldloop.envs.action import ACCELERATION_GRID, CURVATURE_GRID, ActionSpace
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.dynamics import KinematicBicycle
@@ -153,7 +153,7 @@ def test_some_sub_environments_can_be_reset():
 
 
 def test_an_episode_by_hand():
-    env = make(action="physical", reward=RewardWeights(progress=1.0, collision=-7.0, off_road=-5.0, comfort=0.0))
+    env = make(action="physical", reward={"progress": 1.0, "collision": -7.0})
     _, info = env.reset(options={"scene": "hand/straight"})
     assert info == {"scene": "hand/straight", "steps": 0, "agents_simulated": 0, "uncertainty": 0}
     _, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
@@ -330,9 +330,13 @@ def test_the_offending_sub_environment_is_named():
         ({"horizon": 0}, "horizon=0: wanted at least 1"),
         ({"horizon": 2.5}, "horizon=2.5: wanted at least 1 step"),
         ({"horizon": True}, "horizon=True: wanted at least 1 step"),
-        ({"terminate_on": ("crash",)}, "wanted a list of some of collision, off_road"),
+        ({"terminate_on": ("crash",)}, "wanted a list of some of collision, at_fault_collision, off_road"),
         ({"render_mode": "ascii"}, "render_mode='ascii' is unknown"),
-        ({"reward": {"progress": 1.0}}, r"wanted RewardWeights\(\.\.\.\)"),
+        ({"reward": "miles"}, "reward='miles' is unknown: choose one of progress, nuplan, epdms"),
+        ({"reward": {"progres": 1.0}}, r"reward term 'progres' is no measure \(did you mean progress\?\)"),
+        ({"reward": {"progress": float("nan")}}, "found weight nan, wanted a finite number"),
+        ({"reward": 3}, "reward=3: wanted one of progress, nuplan, epdms, or weights by measure"),
+        ({"size": 3}, "wanted ObservationSize"),
         ({"scenes": "no/such/folder"}, "no/such/folder: does not exist"),
         ({"scenes": 7}, "found int, wanted a Scene"),
     ],

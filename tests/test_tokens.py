@@ -10,10 +10,9 @@ from worldloop.worldmodel.tokens import (
     CORNER_RADIUS,
     MOVING_KINDS,
     MotionVocabulary,
-    build_vocabulary,
-    collect_motions,
     disturbed,
 )
+from worldloop.worldmodel.vocabulary import build_vocabulary, collect_motions
 
 VOCABULARY = arc_vocabulary()
 

@@ -29,7 +29,8 @@ from .files import replacing, write_tensors
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
 from .scene import DERIVED, AgentKind, PolylineKind, Scene, stack
-from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, build_vocabulary, collect_motions, disturbed
+from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, disturbed
+from .vocabulary import build_vocabulary, collect_motions
 from .world import LearnedWorld
 
 CHECKPOINT = "checkpoint.safetensors"
