@@ -44,10 +44,10 @@ HELD_FRAMES = 10
 class Rollout:
     """Drive a policy through scenes in a world, and tell how it went.
 
-    Every scenario leaves a row: progress, collision, off-road, comfort, road users simulated, how unsure the learned world is of
-    them (metres of error to expect, on average), for how many seconds that stays within 2 m, steps/s. Scenarios that fail are
-    counted and shown, and the exit code is then 1. The run folder gets run.json (arguments, versions, summary), scenarios.json
-    and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (the middle of it).
+    Every scenario leaves a row: progress, collision, off-road, comfort, nuPlan's score and its terms, road users simulated, how
+    unsure the learned world is of them (metres of error to expect, on average), for how many seconds that stays within 2 m,
+    steps/s. Scenarios that fail are counted and shown, and the exit code is then 1. The run folder gets run.json (arguments,
+    versions, summary), scenarios.json and scenarios.csv (the rows), and with --video rollout.mp4 and rollout.png (its middle).
 
     Example: worldloop rollout --policy idm --world learned --scenes scenes/pandaset --seed 1 --out runs/idm
     """
@@ -142,7 +142,7 @@ def _run(command: str, args: Rollout) -> int:
                 film=args.films if args.video else 0,
                 tell=lambda done, total, at: progress.update(bar, completed=done, total=total, at=at),
             )
-            rows = [asdict(scenario) for scenario in driven.scenarios]
+            rows = [scenario.row() for scenario in driven.scenarios]
             write_json(run.folder / "scenarios.json", rows)
             write_csv(run.folder / "scenarios.csv", rows)
             if driven.films:
@@ -201,6 +201,7 @@ def _table(driven: Driven, title: str) -> Table:
         "route": _share(summary["route_completion"]),
         "colli-\nsion": _share(summary["collision_rate"]),
         "off\nroad": _share(summary["off_road_rate"]),
+        "nuPlan\nscore": _share(summary["nuplan"]),
         "agents\nsimulated": _number(summary["agents_simulated"]),
         "unsure\n(m)": _number(summary["uncertainty"]),
         "safe\n(s)": _number(summary["safe_horizon"]),
@@ -214,7 +215,7 @@ def _table(driven: Driven, title: str) -> Table:
         if row.error is not None:
             table.add_row(row.scene, "[bold red]failed[/]", *[""] * (len(footer) - 1))
             continue
-        events = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road))
+        events = (_share(row.route_completion), _yes(row.collision), _yes(row.off_road), _share(row.nuplan))
         numbers = (row.agents_simulated, row.uncertainty, row.safe_horizon, row.steps_per_second)
         table.add_row(row.scene, str(row.steps), _number(row.progress), *events, *(_number(number) for number in numbers))
     if len(shown) < len(driven.scenarios):

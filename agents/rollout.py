@@ -23,15 +23,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from ..envs.scenarios import SHIPPED_SCENES
+from ..envs.score import TERMS, DrivingRecord, driving_terms, epdms, nuplan_score
 from ..envs.vector import DriveVectorEnv, Observation
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.world import ReplayWorld, State, World
 from . import TRACEBACK
 from .policy import Policy
-
-POLICY_FAULTS = (LookupError, TypeError, AttributeError, NameError, RuntimeError, ArithmeticError, AssertionError)
-"""What a mistake in a policy's code raises, beside ValueError: it fails the scenario and not the rollout."""
 
 SCENE_ERRORS = (ValueError, OSError)
 """What fails a scenario and not the run: a broken scene or recipe, a log that is too short, a SUMO that died."""
@@ -60,13 +58,15 @@ class Scenario:
         collision: whether the ego's box met another one.
         off_road: whether the ego left the road; None where the map does not say where the road ends.
         comfort: mean share of nuPlan's comfort limits that held.
+        nuplan: nuPlan's closed-loop score of what was driven, 0 to 1; `epdms` NAVSIM's, without what needs plans or the human.
+        terms: what both are made of, by name (`envs/score.py`).
         agents_simulated: mean number of road users that the world moved in a step.
         uncertainty: metres of error to expect of the road users, mean over them and the steps; None where the world does not say.
         safe_horizon: seconds from the start until that error, as a mean over the road users, passes SAFE_ERROR; as long as the
             scenario where it does not.
         reward: the sum of all steps (the return).
         steps_per_second: steps over the wall-clock time spent on this scenario (of a batch: its share).
-        error: why it failed, else None.
+        error: why it failed, else None; `trace` the whole story of it.
     """
 
     scene: str
@@ -78,12 +78,21 @@ class Scenario:
     collision: bool = False
     off_road: bool | None = None
     comfort: float = 0.0
+    nuplan: float = 0.0
+    epdms: float = 0.0
     agents_simulated: float = 0.0
     uncertainty: float | None = None
     safe_horizon: float | None = None
     reward: float = 0.0
     steps_per_second: float = 0.0
     error: str | None = None
+    trace: str | None = None
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Return it flat, for a table: every term in a column `term_...`."""
+        flat = {name: value for name, value in vars(self).items() if name != "terms"}
+        return flat | {f"term_{name}": self.terms.get(name) for name in TERMS}
 
 
 @dataclass
@@ -115,6 +124,8 @@ class Rollout:
             "collision_rate": mean(row.collision for row in driven),
             "off_road_rate": mean(row.off_road for row in driven if row.off_road is not None),
             "comfort": mean(row.comfort for row in driven),
+            "nuplan": mean(row.nuplan for row in driven),
+            "epdms": mean(row.epdms for row in driven),
             "agents_simulated": mean(row.agents_simulated for row in driven),
             "uncertainty": mean(row.uncertainty for row in driven if row.uncertainty is not None),
             "safe_horizon": mean(row.safe_horizon for row in driven if row.safe_horizon is not None),
@@ -144,6 +155,7 @@ def rollout(
     steps: int | None = None,
     batch: int = 8,
     film: int = 0,
+    terminate_on: Sequence[str] = ("collision", "off_road"),
     tell: Tell = lambda done, total, name: None,
 ) -> Rollout:
     """Drive every scene once.
@@ -157,6 +169,7 @@ def rollout(
             the world can go on without it.
         batch: scenes driven at once.
         film: keep the states of so many scenarios, the first ones.
+        terminate_on: measures that end a scenario, of `envs.vector.TERMINATIONS`.
         tell: is told the progress.
 
     Raises:
@@ -165,7 +178,7 @@ def rollout(
     if batch < 1 or (steps is not None and steps < 1) or seed < 0:
         raise ValueError(f"found --batch {batch}, --horizon {steps}, --seed {seed}: wanted batch and horizon >= 1, seed >= 0")
     began, rows, films = perf_counter(), [], {}
-    drive = _Batches(policy, world, scenes, scenes.sizes(), steps, tell)
+    drive = _Batches(policy, world, scenes, scenes.sizes(), steps, terminate_on, tell)
     for first in range(0, len(scenes), batch):
         numbers = list(range(first, min(first + batch, len(scenes))))
         for scenario, kept in drive.run(numbers, seed, film):
@@ -185,6 +198,7 @@ class _Batches:
     scenes: SceneDataset
     sizes: dict[str, int]
     steps: int | None
+    terminate_on: Sequence[str]
     tell: Tell
 
     def run(self, numbers: Sequence[int], seed: int, film: int) -> list[tuple[Scenario, Film | None]]:
@@ -195,7 +209,13 @@ class _Batches:
             limits = self._limits(scenes)
             end = None if self.world.horizon(scenes) is not None and self.steps is None else int(limits.max())
             env = DriveVectorEnv(
-                len(numbers), scenes, self.world, action="physical", horizon=end, autoreset_mode=AutoresetMode.DISABLED
+                len(numbers),
+                scenes,
+                self.world,
+                action="physical",
+                horizon=end,
+                terminate_on=self.terminate_on,
+                autoreset_mode=AutoresetMode.DISABLED,
             )
             try:
                 watched = [number < film for number in numbers]
@@ -207,7 +227,8 @@ class _Batches:
                 raise
             if len(numbers) == 1:
                 name = self.scenes.ids[numbers[0]]
-                return [(Scenario(name, seeds[0], "failed", error=_told(error, name)), None)]
+                trace = "".join(traceback.format_exception(error))
+                return [(Scenario(name, seeds[0], "failed", error=_told(error, name), trace=trace), None)]
             middle = len(numbers) // 2
             return [row for half in (numbers[:middle], numbers[middle:]) for row in self.run(half, seed, film)]
 
@@ -273,6 +294,7 @@ class _Tally:
         self.seconds, self.reward, self.progress, self.completion, self.comfort, self.simulated = np.zeros((6, count))
         self.uncertainty = np.zeros(count)
         self.collision, self.off_road, self.measurable = np.zeros((3, count), dtype=np.bool_)
+        self.record = DrivingRecord.begin(count)
 
     def add(self, live: np.ndarray, reward: np.ndarray, info: dict[str, Any]) -> None:
         """Add one step of the scenarios that are still `live`."""
@@ -288,10 +310,13 @@ class _Tally:
         self.collision |= live & measures["collision"]
         self.off_road |= live & measures["off_road"]
         self.measurable |= live & measures["off_road_measurable"]
+        found = {name: torch.from_numpy(values) for name, values in measures.items()}
+        self.record = self.record.add(found, torch.from_numpy(live))
 
     def scenario(self, row: int, scene: str, seed: int, ended: str) -> Scenario:
         """Return the row of one scenario."""
         steps = int(self.steps[row])
+        terms = driving_terms(self.record.take([row]))
         return Scenario(
             scene=scene,
             seed=seed,
@@ -302,6 +327,9 @@ class _Tally:
             collision=bool(self.collision[row]),
             off_road=bool(self.off_road[row]) if self.measurable[row] else None,
             comfort=float(self.comfort[row]) / steps,
+            nuplan=nuplan_score(terms).item(),
+            epdms=epdms(terms).item(),
+            terms={name: round(value.item(), 6) for name, value in terms.items()},
             agents_simulated=float(self.simulated[row]) / steps,
             uncertainty=float(self.uncertainty[row]) / steps if self.calibrated else None,
             safe_horizon=float(self.safe[row]) * TIME_STEP if self.calibrated else None,
@@ -314,11 +342,11 @@ def _action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tens
     """Return what a policy answers as a tensor, if it has the shape of actions; the environment checks the numbers.
 
     Raises:
-        ValueError: the shape is another one, or the policy's own code is at fault (`POLICY_FAULTS`).
+        ValueError: the shape is another one, or the policy's own code is at fault.
     """
     try:
         tensor = torch.as_tensor(policy.act(observation, env.state))
-    except POLICY_FAULTS as error:
+    except Exception as error:  # a user's code may raise anything, which fails its scenario and not the rollout
         raise ValueError(f"the policy raised {type(error).__name__}: {error}") from error
     if tensor.shape != (env.num_envs, 2):
         raise ValueError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")

@@ -34,6 +34,9 @@ EPDMS_WEIGHTS = {"progress": 5.0, "time_to_collision": 5.0, "lane_keeping": 2.0,
 EPDMS_FACTORS = ("no_at_fault_collision", "drivable_area", "driving_direction", "traffic_light")
 """What each score averages, and what it multiplies the average by; the names are those of `driving_terms`."""
 
+TERMS = tuple(dict.fromkeys((*NUPLAN_FACTORS, *EPDMS_FACTORS, *NUPLAN_WEIGHTS, *EPDMS_WEIGHTS)))
+"""All of them."""
+
 
 @dataclass(frozen=True)
 class DrivingRecord(TensorBatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def roads(tmp_path: Path) -> SceneDataset:
 
 
 def without_times(rows: Sequence[Scenario]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in asdict(row).items() if name != "steps_per_second"} for row in rows]
+    return [{name: value for name, value in row.row().items() if name != "steps_per_second"} for row in rows]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -150,7 +150,9 @@ class Picky:
 def test_an_error_in_a_users_driver_is_told_with_its_line(roads: SceneDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     line = Picky.act.__code__.co_firstlineno + 2
     run = rollout(Picky(), ReplayWorld(), roads, steps=3)
-    assert [row.error for row in run.scenarios] == [None, None, None, f"not my road ({__file__}:{line})", None]
+    told = f"the policy raised ValueError: not my road ({__file__}:{line})"
+    assert [row.error for row in run.scenarios] == [None, None, None, told, None]
+    assert f'{__file__}", line {line}, in act' in (run.scenarios[3].trace or "")
     monkeypatch.setenv("WORLDLOOP_TRACEBACK", "1")
     with pytest.raises(ValueError, match="not my road"):
         rollout(Picky(), ReplayWorld(), roads, steps=3)

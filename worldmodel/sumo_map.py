@@ -23,7 +23,7 @@ import torch
 from shapely.geometry import LineString, MultiLineString, Polygon
 
 from .data.compressed import read_content
-from .geometry import resample_polyline, split_polyline
+from .data.polylines import resample_polyline, split_polyline
 from .scene import LaneLinkKind, PolylineKind, SignalState
 
 POINTS = 10

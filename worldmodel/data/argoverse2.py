@@ -27,10 +27,10 @@ import shapely
 import torch
 from torch import Tensor
 
-from ..geometry import resample_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, LaneLinkKind, PolylineKind, Scene, make_scene
 from .lane_graph import Lane, LaneGraph, Neighbour, closed_outline, thin_line
 from .lanelets import border
+from .polylines import resample_polyline
 from .shards import DataError, Skipped
 from .smoothing import nearest_valid, smooth_track, whittaker
 

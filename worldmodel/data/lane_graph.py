@@ -13,8 +13,9 @@ import shapely
 import torch
 from torch import Tensor
 
-from ..geometry import polyline_direction, project_on_polyline, resample_polyline, split_polyline, wrap_angle
+from ..geometry import polyline_direction, project_on_polyline, wrap_angle
 from ..scene import LaneLinkKind, PolylineKind
+from .polylines import resample_polyline, split_polyline
 
 SPACING, MOST_POINTS = 2.5, 10
 CROSSING_ANGLE = 0.5

@@ -15,9 +15,9 @@ import shapely
 import torch
 from torch import Tensor
 
-from ..geometry import resample_polyline
 from ..scene import LaneLinkKind, PolylineKind
 from .lane_graph import SPACING, Lane, LaneGraph, Neighbour, mark_crossings
+from .polylines import resample_polyline
 from .shards import DataError
 
 GAP = 0.3

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import resample_polyline, split_polyline
 from ..scene import HISTORY_STEPS, TIME_STEP, AgentKind, PolylineKind, Scene, make_scene
 from .compressed import read_content
+from .polylines import resample_polyline, split_polyline
 from .shards import DataError, Skipped
 from .smoothing import smooth_track
 
