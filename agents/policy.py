@@ -4,15 +4,7 @@ A policy sees a whole batch at once: B scenes, one action each. It gets the obse
 learned driver may use) and the `State` (all there is: map, route, every road user; what a rule needs). A policy that remembers
 something between calls forgets it for the rows whose `state.step` is 0: there an episode begins.
 
-A driver of your own, in `my_driver.py`:
-
-    class Careful:
-        def act(self, observation, state):
-            speed = state.ego().velocity.norm(dim=-1)                    # (B,)
-            acceleration = (5.0 - speed).clamp(-2.0, 1.0)
-            return torch.stack((acceleration, torch.zeros_like(speed)), dim=-1)
-
-drives with `worldloop rollout --policy my_driver:Careful`.
+A class `Careful` with such a method `act`, in `my_driver.py`, drives with `--policy my_driver:Careful` (the README shows one).
 """
 
 from __future__ import annotations

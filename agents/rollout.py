@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -34,6 +34,11 @@ from .policy import Policy
 SCENE_ERRORS = (ValueError, OSError)
 """What fails a scenario and not the run: a broken scene or recipe, a log that is too short, a SUMO that died."""
 
+
+class PolicyError(ValueError):
+    """A policy raised, or returned what is no action: it has failed its scenario, and not the scene."""
+
+
 SAFE_ERROR = 2.0
 """Metres of expected error up to which a rollout is to be believed: about half a car's length."""
 
@@ -51,7 +56,7 @@ class Scenario:
     Attributes:
         scene: its id.
         seed: drive this scene alone with this seed, and the same happens.
-        ended: "horizon", "collision", "off_road", or "failed".
+        ended: "horizon", one of `terminate_on`, "failed" (the scene, the world), or "policy_failed".
         steps: of 0.1 s.
         progress: metres along the route.
         route_completion: share of the route from the start to its end.
@@ -178,10 +183,10 @@ def rollout(
     if batch < 1 or (steps is not None and steps < 1) or seed < 0:
         raise ValueError(f"found --batch {batch}, --horizon {steps}, --seed {seed}: wanted batch and horizon >= 1, seed >= 0")
     began, rows, films = perf_counter(), [], {}
-    drive = _Batches(policy, world, scenes, scenes.sizes(), steps, terminate_on, tell)
+    drive = Batches(policy, world, scenes, scenes.sizes(), steps, terminate_on, tell)
     for first in range(0, len(scenes), batch):
         numbers = list(range(first, min(first + batch, len(scenes))))
-        for scenario, kept in drive.run(numbers, seed, film):
+        for scenario, kept in drive.run(numbers, seed, range(film)):
             rows.append(scenario)
             if kept is not None:
                 films[scenario.scene] = kept
@@ -190,8 +195,8 @@ def rollout(
 
 
 @dataclass(frozen=True)
-class _Batches:
-    """What all batches of a rollout share."""
+class Batches:
+    """Drives scenes in batches; what all batches of a rollout share. `tell` is called with (first number, all, step)."""
 
     policy: Policy
     world: World
@@ -201,8 +206,8 @@ class _Batches:
     terminate_on: Sequence[str]
     tell: Tell
 
-    def run(self, numbers: Sequence[int], seed: int, film: int) -> list[tuple[Scenario, Film | None]]:
-        """Drive some scenes as one batch, or in halves if that fails."""
+    def run(self, numbers: Sequence[int], seed: int, film: Collection[int] = ()) -> list[tuple[Scenario, Film | None]]:
+        """Drive some scenes by their numbers as one batch, or in halves if that fails; keep the films of those in `film`."""
         seeds = [seed + number for number in numbers]
         try:
             scenes = self.scenes.load(numbers).pad(self.sizes)
@@ -218,7 +223,7 @@ class _Batches:
                 autoreset_mode=AutoresetMode.DISABLED,
             )
             try:
-                watched = [number < film for number in numbers]
+                watched = [number in film for number in numbers]
                 return drive(self.policy, env, seeds, limits, watched, lambda step: self.tell(numbers[0], len(self.scenes), step))
             finally:
                 env.close()
@@ -228,7 +233,8 @@ class _Batches:
             if len(numbers) == 1:
                 name = self.scenes.ids[numbers[0]]
                 trace = "".join(traceback.format_exception(error))
-                return [(Scenario(name, seeds[0], "failed", error=_told(error, name), trace=trace), None)]
+                ended = "policy_failed" if isinstance(error, PolicyError) else "failed"
+                return [(Scenario(name, seeds[0], ended, error=_told(error, name), trace=trace), None)]
             middle = len(numbers) // 2
             return [row for half in (numbers[:middle], numbers[middle:]) for row in self.run(half, seed, film)]
 
@@ -347,9 +353,13 @@ def _action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tens
     try:
         tensor = torch.as_tensor(policy.act(observation, env.state))
     except Exception as error:  # a user's code may raise anything, which fails its scenario and not the rollout
-        raise ValueError(f"the policy raised {type(error).__name__}: {error}") from error
+        told = str(error) if isinstance(error, ValueError) else f"the policy raised {type(error).__name__}: {error}"
+        raise PolicyError(told) from error
     if tensor.shape != (env.num_envs, 2):
-        raise ValueError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")
+        raise PolicyError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")
+    if not torch.isfinite(tensor).all():
+        row = int((~torch.isfinite(tensor)).any(dim=1).nonzero()[0])
+        raise PolicyError(f"the policy returned {tensor[row].tolist()}, wanted finite numbers")
     return tensor
 
 
