@@ -42,6 +42,9 @@ POLICIES: dict[str, tuple[str, str]] = {
     "constant": (".rules", "ConstantPolicy"),
     "replay": (".rules", "ReplayPolicy"),
     "idm": (".rules", "IdmPolicy"),
+    "idm_cautious": (".rules", "cautious"),
+    "idm_aggressive": (".rules", "aggressive"),
+    "pdm": (".pdm", "PdmPolicy"),
 }
 """The drivers that worldloop ships: by the name that the command line takes, the module and the class, imported when wanted."""
 

@@ -112,6 +112,7 @@ class IdmPolicy:
 
     Attributes:
         free_speed: wanted speed in m/s where the lane has no limit (50 km/h), or the log's speed if that is higher.
+        speed_factor: wanted share of that speed or the limit.
         driver: how hard it accelerates behind others.
         lateral: largest lateral acceleration in bends, m/s2.
         margin: metres of air on each side of the ego's box.
@@ -119,6 +120,7 @@ class IdmPolicy:
     """
 
     free_speed: float = 50 / 3.6
+    speed_factor: float = 1.0
     driver: IntelligentDriver = IntelligentDriver()
     lateral: float = 2.0
     margin: float = 0.3
@@ -126,14 +128,18 @@ class IdmPolicy:
 
     def act(self, observation: Any, state: State) -> Tensor:
         """See `Policy.act`."""
+        return self.drive(state, torch.full((len(state),), self.speed_factor), torch.zeros(len(state)))
+
+    def drive(self, state: State, speed_factor: Tensor, offset: Tensor) -> Tensor:
+        """Return actions (B, 2) with a share of the wanted speed (B,) and metres to the left of the route (B,) for each scene."""
         speed = forward_speed(state.ego())
-        path = _route_ahead(state)
+        path = _route_ahead(state, offset)
         gap, closing = (
             torch.cat(parts, dim=1)
             for parts in zip(self._others(state, path, speed), self._signals(state, path, speed), strict=True)
         )
-        acceleration = self.driver.response(speed, self._wanted_speed(state, path), gap, closing)
-        return _bounded(acceleration, _pursue(state, speed))
+        acceleration = self.driver.response(speed, self._wanted_speed(state, path, speed_factor), gap, closing)
+        return _bounded(acceleration, _pursue(state, speed, offset))
 
     def _others(self, state: State, path: RouteAhead, speed: Tensor) -> tuple[Tensor, Tensor]:
         """Gap (B, N) to whoever is or comes into the corridor, infinite for the rest, and closing speed (B, N)."""
@@ -172,14 +178,26 @@ class IdmPolicy:
         gap = room + self.driver.standstill_gap - 1.0  # the front comes to rest one metre before the line
         return torch.where(binding & (stop | caution), gap, torch.inf), speed[:, None].expand_as(gap)
 
-    def _wanted_speed(self, state: State, path: RouteAhead) -> Tensor:
+    def _wanted_speed(self, state: State, path: RouteAhead, factor: Tensor) -> Tensor:
         """Speed (B,) that the lane and the bends ahead allow, if the ego brakes comfortably before them."""
         limit, known = _speed_limit(state)
-        wanted = torch.where(known, limit, _logged_speed(state).clamp(min=self.free_speed))
+        wanted = factor * torch.where(known, limit, _logged_speed(state).clamp(min=self.free_speed))
         bend = wrap_angle(path.heading[:, 3:] - path.heading[:, :-3]).abs() / (3 * PATH_SPACING)
         distance = (torch.arange(bend.shape[1]) * PATH_SPACING - PATH_BEHIND).clamp(min=0.0)
         allowed = (self.lateral / bend.clamp(min=1e-3) + 2 * self.driver.comfortable_braking * distance).sqrt()
         return torch.minimum(wanted, allowed.amin(dim=1))
+
+
+def cautious() -> IdmPolicy:
+    """Return a driver who keeps far away, drives below the limit and accelerates and brakes softly."""
+    driver = IntelligentDriver(time_headway=2.5, standstill_gap=4.0, acceleration=1.0, comfortable_braking=1.2)
+    return IdmPolicy(speed_factor=0.8, driver=driver, lateral=1.5, margin=0.6, foresight=(0.0, 0.5, 1.0, 1.5, 2.0))
+
+
+def aggressive() -> IdmPolicy:
+    """Return a driver who tailgates, drives above the limit and accelerates and brakes hard."""
+    driver = IntelligentDriver(time_headway=0.7, standstill_gap=1.0, acceleration=3.0, comfortable_braking=4.0)
+    return IdmPolicy(speed_factor=1.2, driver=driver, lateral=4.0, margin=0.1, foresight=(0.0, 0.5))
 
 
 @dataclass(frozen=True)
@@ -192,21 +210,23 @@ class RouteAhead:
     ego_arc: Tensor
 
 
-def _route_ahead(state: State) -> RouteAhead:
+def _route_ahead(state: State, offset: Tensor) -> RouteAhead:
     route, valid = state.scene.route[..., :2], state.scene.route_valid
     arc = project_on_polyline(state.ego().position[:, None, :2], route, valid)[0]
     stations = torch.arange(-PATH_BEHIND, PATH_AHEAD + PATH_SPACING, PATH_SPACING)
     points, heading = point_on_polyline(arc + stations, route, valid)
+    points = points + offset[:, None, None] * torch.stack((-heading.sin(), heading.cos()), dim=-1)
     whole = torch.ones(points.shape[:-1], dtype=torch.bool)
     ego_arc = project_on_polyline(state.ego().position[:, None, :2], points, whole)[0][:, 0]
     return RouteAhead(points, heading, whole, ego_arc)
 
 
-def _pursue(state: State, speed: Tensor) -> Tensor:
-    """Curvature (B,) of the arc from the ego to a point on the route 0.8 s (4 to 20 m) ahead."""
+def _pursue(state: State, speed: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    """Curvature (B,) of the arc from the ego to a point on the route, or beside it, 0.8 s (4 to 20 m) ahead."""
     ego, route, valid = state.ego(), state.scene.route[..., :2], state.scene.route_valid
     arc = project_on_polyline(ego.position[:, None, :2], route, valid)[0]
-    target = point_on_polyline(arc + (0.8 * speed).clamp(4.0, 20.0)[:, None], route, valid)[0][:, 0]
+    target, heading = (found[:, 0] for found in point_on_polyline(arc + (0.8 * speed).clamp(4.0, 20.0)[:, None], route, valid))
+    target = target + torch.stack((-heading.sin() * offset, heading.cos() * offset), dim=-1)
     local = to_local(target, ego.position[:, :2], ego.heading)
     return 2 * local[:, 1] / local.square().sum(-1).clamp(min=1.0)
 

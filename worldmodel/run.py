@@ -42,7 +42,7 @@ class Run:
     record: dict[str, Any]
     _clock: float = field(default_factory=time.monotonic)
 
-    def log(self, step: int, **metrics: float) -> None:
+    def log(self, step: int, **metrics: Any) -> None:
         """Append one line `{"step": step, ...}` to `metrics.jsonl`."""
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -160,7 +160,7 @@ def require_free(folder: Path) -> None:
         raise FileExistsError(f"{folder}: exists already and is never written over: name another place or remove it")
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of `metrics.jsonl` in order; a last line that a kill has torn is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():

@@ -468,7 +468,7 @@ def _loop(
 ) -> dict[str, float]:
     """Run the remaining steps, tell `show` every loss and `say` every validation; return the last one's numbers."""
     args, recent, clock = trainer.args, [], time.monotonic()
-    results = next((row for row in reversed(read_metrics(run.folder)) if "validation_loss" in row), {})
+    results: dict[str, float] = next((row for row in reversed(read_metrics(run.folder)) if "validation_loss" in row), {})
     while trainer.step < args.steps:
         scene = draw_batch(sources, args, trainer.model.config.decision_ticks, trainer.generator)
         recent.append(trainer.learn(scene))

@@ -1,0 +1,215 @@
+"""Workers: processes that drive batches of scenes, so that all cores are used and nothing that a policy does stops the rest.
+
+Every job is a batch of scenes of one policy in one world. A worker tells each step that it has done; one that tells nothing for
+`limit` seconds is killed, as a policy that never returns cannot be stopped otherwise, and one that dies (a crash in a policy's
+library) is seen at once. Its batch is then driven scene by scene, until the scene that is to blame stands alone. Torch runs on
+one thread in every worker, so rows do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from ..envs.vector import open_world
+from ..worldmodel.world import LearnedWorld, World
+from .policy import Policy, load_policy
+from .rollout import Batches, Film, Scenario, open_scenes
+
+TERMINATE_ON = ("at_fault_collision", "off_road")
+"""What ends a scenario that is scored: after it both scores are 0 whatever comes."""
+
+Driven = list[tuple[Scenario, Film | None]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch of scenes to drive: who, in which world, which scenes by number, from which seed, whom to film."""
+
+    policy: str
+    world: str
+    seed: int
+    numbers: tuple[int, ...]
+    film: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all jobs share: the scenes' place, the folder of other weights for the learned world, the horizon in steps."""
+
+    scenes: str
+    weights: Path | None = None
+    horizon: int | None = None
+
+
+def open_named_world(name: str, weights: Path | None) -> World:
+    """Return a world by its name; the learned ones with other weights where a folder of them is given."""
+    if weights is None or name not in ("learned", "learned_open"):
+        return open_world(name)
+    world = LearnedWorld.from_pretrained(weights)
+    if name == "learned":
+        return world
+    from ..worldmodel.borders import OpenBorders
+
+    return OpenBorders(world)
+
+
+@dataclass
+class _Worker:
+    """A process, its pipe, what it does (a job and its number) and since when it has been silent."""
+
+    process: Any
+    pipe: Connection
+    doing: tuple[int, Job] | None = None
+    heard: float = 0.0
+
+    def begin(self, number: int, job: Job) -> None:
+        """Hand over a job."""
+        self.doing, self.heard = (number, job), time.monotonic()
+        self.pipe.send(job)
+
+    def listen(self, tell: Callable[[int, str], None]) -> tuple[Driven | None, str]:
+        """Read what it says: what it has driven, or how it died; neither after a mere step."""
+        assert self.doing is not None
+        try:
+            while self.pipe.poll():
+                said = self.pipe.recv()
+                self.heard = time.monotonic()
+                if isinstance(said, BaseException):
+                    raise said
+                if not isinstance(said, str):
+                    return said, ""
+                tell(self.doing[0], said)
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return None, f"the process that drove it died with exit code {self.process.exitcode}"
+        return None, ""
+
+
+class Crew:
+    """Drives jobs with several processes; use it as a context manager, so that none is left behind."""
+
+    def __init__(self, task: Task, workers: int, limit: float) -> None:
+        """Prepare to drive.
+
+        Args:
+            task: what all jobs share.
+            workers: processes.
+            limit: seconds for a step, after which a worker is killed.
+        """
+        self.task, self.count, self.limit = task, workers, limit
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            _dismiss(worker)
+        self.workers = []
+
+    def drive(
+        self, jobs: Sequence[Job], tell: Callable[[int, str], None] = lambda number, step: None
+    ) -> Iterator[tuple[int, Driven]]:
+        """Drive jobs; yield each one's number and what came of it, as they are done, and `tell` number and step meanwhile.
+
+        Raises:
+            ValueError, OSError, ImportError: a policy, world or data set cannot be opened.
+        """
+        waiting = deque(enumerate(jobs))
+        parts: dict[int, Driven] = {}  # of jobs that are driven scene by scene
+        self.workers += [_hire(self.task) for _ in range(min(self.count, len(jobs)) - len(self.workers))]
+        while waiting or any(worker.doing for worker in self.workers):
+            for worker in self.workers:
+                if worker.doing is None and waiting:
+                    worker.begin(*waiting.popleft())
+            wait([worker.pipe for worker in self.workers if worker.doing], timeout=1.0)
+            for worker in [worker for worker in self.workers if worker.doing]:
+                driven, failure = worker.listen(tell)
+                if driven is None and not failure and time.monotonic() - worker.heard > self.limit:
+                    failure = f"no step within {self.limit:g} s: the policy or the world never returned, and was stopped"
+                if driven is None and not failure:
+                    continue
+                assert worker.doing is not None
+                (number, job), worker.doing = worker.doing, None
+                if failure:
+                    _dismiss(worker)
+                    self.workers[self.workers.index(worker)] = _hire(self.task)
+                    if len(job.numbers) > 1:
+                        waiting.extendleft((number, replace(job, numbers=(one,))) for one in reversed(job.numbers))
+                        parts[number] = []
+                        continue
+                    driven = list[tuple[Scenario, Film | None]]([(self._failed(job, failure), None)])
+                assert driven is not None
+                if number in parts:
+                    parts[number] += driven
+                    if len(parts[number]) < len(jobs[number].numbers):
+                        continue
+                    order = {scene: place for place, scene in enumerate(self._ids(jobs[number]))}
+                    driven = sorted(parts.pop(number), key=lambda one: order[one[0].scene])
+                yield number, driven
+
+    def _ids(self, job: Job) -> list[str]:
+        ids = open_scenes(self.task.scenes).ids
+        return [ids[number] for number in job.numbers]
+
+    def _failed(self, job: Job, failure: str) -> Scenario:
+        return Scenario(self._ids(job)[0], job.seed + job.numbers[0], "policy_failed", error=failure, trace=failure)
+
+
+def _hire(task: Task) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, task, sys.path[:]), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _dismiss(worker: _Worker) -> None:
+    worker.pipe.close()
+    worker.process.kill()
+    worker.process.join()
+
+
+def _work(pipe: Connection, task: Task, path: list[str]) -> None:
+    """What a worker does: jobs from its pipe, answers into it, until the pipe closes."""
+    sys.path[:] = path
+    torch.set_num_threads(1)
+    scenes = open_scenes(task.scenes)
+    sizes = scenes.sizes()
+    policies: dict[str, Policy] = {}
+    worlds: dict[str, World] = {}
+    while True:
+        try:
+            job: Job = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            if job.policy not in policies:
+                policies[job.policy] = load_policy(job.policy)
+            if job.world not in worlds:
+                worlds[job.world] = open_named_world(job.world, task.weights)
+            batches = Batches(
+                policies[job.policy],
+                worlds[job.world],
+                scenes,
+                sizes,
+                task.horizon,
+                TERMINATE_ON,
+                lambda done, total, step: pipe.send(step),
+            )
+            pipe.send(batches.run(job.numbers, job.seed, job.film))
+        except KeyboardInterrupt:
+            return
+        except (ValueError, OSError, ImportError) as error:
+            pipe.send(error)

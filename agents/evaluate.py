@@ -1,0 +1,249 @@
+"""`worldloop evaluate`: score policies on scenes in worlds, rank them, and tell it in one page.
+
+    policies x worlds x seeds x scenes -> jobs -> workers -> rows -> means, paired tests -> table, report
+
+Every job's rows are written down when it is done, so that a killed evaluation goes on where it was; at the end they stand in
+`scenarios.csv`, one row a scenario. The log's own ego is driven once through every scene, for what NAVSIM forgives a driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..envs.score import TERMS, epdms
+from ..envs.vector import WORLDS
+from ..worldmodel.data.shards import SceneDataset
+from ..worldmodel.files import write_csv
+from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, start_run
+from .bootstrap import cell
+from .crew import Crew, Job, Task
+from .drive import WIDTH
+from .policy import load_policy
+from .ranking import FAULTS, leader_row, paired, scored
+from .records import finished_record
+from .rollout import open_scenes
+
+HUMAN = ("replay", "replay")
+"""Policy and world in which the log's ego drives as it did."""
+
+FREE = ("out", "workers", "time_limit", "resume")
+"""Arguments that change no number."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score policies: every policy on every scene, in every world, with every seed.
+
+    A scenario is scored by nuPlan's closed-loop score (no at-fault collision, drivable area, driving direction, progress, time to
+    collision, speed limit, comfort) and NAVSIM's EPDMS (red lights and lane keeping too), both from 0 to 1. It ends early only
+    where both are 0 whatever comes: at a collision by the policy's fault, or off the road. A policy that raises, answers NaN or
+    the wrong shape, or never returns fails that scenario alone, which then scores 0; the exit code is then 1.
+
+    The run folder gets scenarios.csv (one row a scenario), leaders.csv (means with 95 % intervals, bootstrap over scenes),
+    pairs.csv (paired differences between policies, with p values), report.html (all of it on one page, with a player), run.json.
+
+    Examples:
+        worldloop evaluate --policies idm pdm my_driver:Careful --scenes scenes/held --out runs/evaluation
+        worldloop evaluate --policies idm --worlds learned sumo --scenes scenes/held --seeds 0 1 2
+        worldloop evaluate --repeat runs/evaluation --out runs/again
+    """
+
+    policies: tuple[str, ...] = ("idm",)
+    """Who drives: shipped drivers by name, or your own as module:attribute."""
+    scenes: str = "demo"
+    """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones."""
+    worlds: tuple[str, ...] = ("learned",)
+    """Who moves the others: learned, learned_open, replay (the log), constant_velocity, sumo (generated scenes only)."""
+    seeds: tuple[int, ...] = (0,)
+    """Scenario i of the scenes is driven with seed + i, once for each."""
+    weights: Path | None = None
+    """Folder of a trained behaviour model for the learned worlds, instead of the shipped one."""
+    limit: int | None = None
+    """Take only so many of the scenes, the first ones."""
+    horizon: int | None = None
+    """Steps of 0.1 s. Not given: as long as each scene's log (80 where a scene is a moment without a log after it)."""
+    batch: int = 8
+    """Scenes driven at once; the results do not depend on it."""
+    workers: int | None = None
+    """Processes, as many as cores if not given; the results do not depend on it."""
+    time_limit: float = 60.0
+    """Seconds that a step of a batch may take before its process is stopped."""
+    show: tuple[str, ...] = ()
+    """Scenes by id that the report plays, besides the best and the worst of every policy."""
+    out: Path | None = None
+    """Run folder, runs/evaluate-DATE if not given."""
+    resume: bool = False
+    """Go on with a killed evaluation in --out; all other arguments as they were."""
+    repeat: Path | None = None
+    """Folder of a finished evaluation: all arguments that matter are taken from its run.json."""
+
+
+def run_evaluate(args: Evaluate) -> int:
+    """Run `worldloop evaluate`; return the exit code."""
+    args = _repeated(args)
+    scenes = _checked(args)
+    arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
+    out = args.out or dated_folder("evaluate")
+    jobs = list(_jobs(args, len(scenes)))
+    errors = Console(stderr=True)
+    if args.resume:
+        run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
+    else:
+        run = start_run(out, "evaluate", arguments, args.seeds[0])
+    rows = drive_all(run, args, jobs, errors)
+    summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
+    if not any(scored(row) for row in rows):
+        raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
+    write_csv(run.folder / "scenarios.csv", rows)
+    write_csv(run.folder / "leaders.csv", summary["leaders"])
+    if summary["pairs"]:
+        write_csv(run.folder / "pairs.csv", summary["pairs"])
+    run.finish({"scenarios": len(rows), "failed": sum(row["error"] is not None for row in rows), **summary})
+    _print(summary, rows, out)
+    return 1 if any(row["error"] is not None for row in rows) else 0
+
+
+def _repeated(args: Evaluate) -> Evaluate:
+    """Return the arguments of the evaluation that is to be repeated, with this one's place and workers."""
+    if args.repeat is None:
+        return args
+    known = finished_record(args.repeat, "evaluate")["arguments"]
+    lists = {name: tuple(known[name]) for name in ("policies", "worlds", "seeds", "show")}
+    weights = Path(known["weights"]) if known["weights"] else None
+    given = {name: getattr(args, name) for name in FREE}
+    return Evaluate(**{**known, **lists, "weights": weights, "repeat": None, **given})
+
+
+def _checked(args: Evaluate) -> SceneDataset:
+    """Return the scenes, after everything that can be wrong with the arguments has been looked for."""
+    for name in ("policies", "worlds", "seeds"):
+        values = getattr(args, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name} {' '.join(map(str, values))}: wanted at least one, and each once")
+    unknown = [name for name in args.worlds if name not in WORLDS]
+    if unknown:
+        raise ValueError(f"--worlds {unknown[0]}: unknown, choose among {', '.join(WORLDS)}")
+    if min(args.seeds) < 0 or args.batch < 1 or args.time_limit <= 0 or (args.workers is not None and args.workers < 1):
+        raise ValueError("wanted --seeds >= 0, --batch and --workers >= 1, --time-limit > 0")
+    if args.horizon is not None and args.horizon < 1:
+        raise ValueError(f"--horizon {args.horizon}: wanted at least 1 step of 0.1 s")
+    if args.resume and args.out is None:
+        raise ValueError("--resume: wanted --out, the folder of the evaluation to go on with")
+    for policy in args.policies:
+        load_policy(policy)
+    scenes = open_scenes(args.scenes)
+    if "sumo" in args.worlds and not any(entry["recipe"] for entry in scenes.entries):
+        raise ValueError(f"--worlds sumo: none of the {len(scenes)} scenes was made by `worldloop data generate`")
+    scenes = scenes if args.limit is None else scenes.first(args.limit)
+    for name in args.show:
+        scenes.index_of(name)
+    return scenes
+
+
+def _jobs(args: Evaluate, count: int) -> Iterator[Job]:
+    """Yield what there is to do, the log's own drive first."""
+    batches = [tuple(range(first, min(first + args.batch, count))) for first in range(0, count, args.batch)]
+    for numbers in batches:
+        yield Job(*HUMAN, args.seeds[0], numbers)
+    for world in args.worlds:
+        for policy in args.policies:
+            for seed in args.seeds:
+                for numbers in batches:
+                    yield Job(policy, world, seed, numbers)
+
+
+def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -> list[dict[str, Any]]:
+    """Drive all jobs that have not been driven yet; return the rows of the policies in the jobs' order."""
+    known = {int(line["step"]): line["rows"] for line in read_metrics(run.folder)}
+    missing = [number for number in range(len(jobs)) if number not in known]
+    total = sum(len(job.numbers) for job in jobs)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    task, workers = Task(args.scenes, args.weights, args.horizon), args.workers or os.cpu_count() or 1
+    with (
+        Progress(*columns, TextColumn("{task.fields[at]}"), console=console) as progress,
+        Crew(task, workers, args.time_limit) as crew,
+    ):
+        done = total - sum(len(jobs[number].numbers) for number in missing)
+        bar = progress.add_task("scenarios", total=total, completed=done, at="")
+
+        def tell(place: int, step: str) -> None:
+            job = jobs[missing[place]]
+            progress.update(bar, at=f"{job.policy} in the {job.world} world, seed {job.seed}: {step}")
+
+        for place, driven in crew.drive([jobs[number] for number in missing], tell):
+            number, job = missing[place], jobs[missing[place]]
+            known[number] = [{"policy": job.policy, "world": job.world, **one.row()} for one, _ in driven]
+            run.log(number, rows=known[number])
+            run.checkpoint()
+            progress.advance(bar, len(driven))
+    first = _human_jobs(jobs)
+    human = {row["scene"]: row for number in range(first) for row in known[number]}
+    return [_forgiven(row, human.get(row["scene"])) for number in range(first, len(jobs)) for row in known[number]]
+
+
+def _human_jobs(jobs: Sequence[Job]) -> int:
+    """How many jobs, the first ones, are the log's own drive."""
+    return len({job.numbers for job in jobs})
+
+
+def _forgiven(row: dict[str, Any], human: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a row with EPDMS' human filter, where the log's ego could be driven."""
+    if row["error"] is not None or human is None or human["error"] is not None:
+        return row
+    terms, logged = ({name: torch.tensor([one[f"term_{name}"]]) for name in TERMS} for one in (row, human))
+    return {**row, "epdms": epdms(terms, logged).item()}
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]], policies: Sequence[str], worlds: Sequence[str], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the `leaders` of every world, the best by nuPlan's score first, and the `pairs` of policies."""
+    leaders, pairs = [], []
+    for world in worlds:
+        of = {name: [row for row in rows if row["policy"] == name and row["world"] == world] for name in policies}
+        lines = [{"world": world, "policy": name, **leader_row(of[name], seed)} for name in policies]
+        lines.sort(key=lambda line: -(line["nuplan"] if line["nuplan"] is not None else -1))
+        leaders += lines
+        names = [line["policy"] for line in lines]
+        for place, first in enumerate(names):
+            for second in names[place + 1 :]:
+                found = paired(of[first], of[second], "nuplan", seed)
+                pairs.append({"world": world, "policy": first, "than": second, **found})
+    return {"leaders": leaders, "pairs": pairs}
+
+
+def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    table = Table(title=f"{len(rows)} scenarios; in brackets: 95 % interval over scenes", title_justify="left")
+    for name in ("world", "policy", "nuPlan score", "EPDMS", "at fault", "off road", "red light", "failed"):
+        table.add_column(name, justify="left" if name in ("world", "policy") else "right", overflow="fold")
+    for line in summary["leaders"]:
+        shares = [cell(line, name, 100, " %", 0).split(" [")[0] for name in FAULTS]
+        table.add_row(line["world"], line["policy"], cell(line, "nuplan"), cell(line, "epdms"), *shares, str(line["failed"]))
+    console.print(table)
+    for pair in summary["pairs"]:
+        if pair["difference"] is not None:
+            told = cell(pair, "difference", places=3)
+            console.print(
+                f"{pair['world']}: {pair['policy']} is better than {pair['than']} by {told}, p = {pair['p_value']:.4f}",
+                markup=False,
+                soft_wrap=True,
+            )
+    failed = [row for row in rows if row["error"] is not None]
+    for row in failed[:10]:
+        console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
+    if len(failed) > 10:
+        console.print(f"... and {len(failed) - 10} more: see the column error in scenarios.csv", markup=False)
+    console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)

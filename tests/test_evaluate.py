@@ -1,0 +1,229 @@
+"""Evaluation with processes: what fails fails alone, numbers do not depend on workers, a kill loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import damaged, moved, straight_road
+from worldloop.agents.cli import main
+from worldloop.agents.ranking import agreement, by_scene, leader_row, paired
+from worldloop.worldmodel.data.writing import ShardWriter
+from worldloop.worldmodel.scene import Scene
+
+DRIVERS = """
+import time
+import torch
+
+class Awkward:
+    \"\"\"Drives straight on; in the scenes that `where` names it does something else.\"\"\"
+    where, what = "", None
+
+    def act(self, observation, state):
+        action = torch.zeros(len(state), 2)
+        for row, name in enumerate(state.scene.id):
+            if name == self.where:
+                action[row] = type(self).what()
+        return action
+
+def raises():
+    raise RuntimeError("no idea")
+
+class Raises(Awkward):
+    where, what = "hand/1", raises
+
+class Nan(Awkward):
+    where, what = "hand/1", lambda: torch.nan
+
+class Hangs(Awkward):
+    where, what = "hand/1", lambda: time.sleep(1000)
+
+class Dies(Awkward):
+    where, what = "hand/1", lambda: __import__("os")._exit(7)
+
+class Straight(Awkward):
+    pass
+"""
+
+
+def data_set(folder: Path, *scenes: Scene) -> None:
+    with ShardWriter(folder) as writer:
+        for scene in scenes:
+            writer.add(scene)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    roads = [
+        moved(straight_road(f"hand/{i}", ego_speed=6.0 + i, leader_gap=20.0 + 3 * i), 0.3 * i, (9.0, -4.0)) for i in range(4)
+    ]
+    data_set(tmp_path / "roads", *roads)
+    (tmp_path / "awkward_driver.py").write_text(DRIVERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def rows(folder: str) -> list[dict[str, str]]:
+    with Path(folder, "scenarios.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "steps_per_second"} for row in csv.DictReader(file)]
+
+
+def words(out: str, *more: str, policies: tuple[str, ...] = ("idm",)) -> list[str]:
+    fixed = ["evaluate", "--scenes", "roads", "--worlds", "replay", "--horizon", "12", "--batch", "2", "--out", out]
+    return [*fixed, "--policies", *policies, *more]
+
+
+def test_rows_leaders_and_pairs_and_the_same_with_other_workers(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("one", "--workers", "1", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
+    shown = capsys.readouterr().out
+    assert "16 scenarios" in shown
+    assert "constant is better than idm by" in shown or "idm is better than constant by" in shown
+    assert main(words("two", "--workers", "2", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
+    assert rows("one") == rows("two")
+    assert [(row["policy"], row["scene"], row["seed"]) for row in rows("one")][:5] == [
+        *(("idm", f"hand/{i}", str(i)) for i in range(4)),
+        ("idm", "hand/0", "5"),
+    ]
+    assert main(["evaluate", "--repeat", "one", "--out", "again", "--workers", "1"]) == 0
+    assert rows("again") == rows("one")
+    results = json.loads(Path("again/run.json").read_text())["results"]
+    assert [line["scenarios"] for line in results["leaders"]] == [8, 8]
+    assert results["pairs"][0]["scenes"] == 4
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [
+        ("Raises", "the policy raised RuntimeError: no idea"),
+        ("Nan", "the policy returned [nan, nan], wanted finite numbers"),
+        ("Hangs", "no step within 4 s: the policy or the world never returned"),
+        ("Dies", "the process that drove it died with exit code 7"),
+    ],
+)
+def test_a_policy_fails_its_scenario_alone(place: Path, capsys: pytest.CaptureFixture[str], driver: str, told: str) -> None:
+    assert main(words("out", "--workers", "1", "--time-limit", "4", policies=(f"awkward_driver:{driver}",))) == 1
+    found = rows("out")
+    assert [row["ended"] for row in found] == ["horizon", "policy_failed", "horizon", "horizon"]
+    assert told in found[1]["error"]
+    assert f"failed: awkward_driver:{driver} in replay: hand/1: {told}" in capsys.readouterr().out
+    if driver == "Raises":
+        assert 'raise RuntimeError("no idea")' in found[1]["trace"]
+    leader = json.loads(Path("out/run.json").read_text())["results"]["leaders"][0]
+    assert leader["failed_by_policy"] == 1
+    assert leader["nuplan"] == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_scene_that_cannot_start_is_told_and_counts_for_nobody(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged(place / "bad", straight_road("hand/bad"))
+    data_set(place / "short", straight_road("hand/short", steps=14), straight_road("hand/long"))
+    assert main([*words("out"), "--scenes", "short"]) == 1
+    assert "hand/short" in capsys.readouterr().out
+    leader = json.loads(Path("out/run.json").read_text())["results"]["leaders"][0]
+    assert (leader["scenarios"], leader["failed"], leader["failed_by_policy"]) == (2, 1, 0)
+    assert leader["nuplan"] > 0.5
+    assert main([*words("none"), "--scenes", "bad"]) == 2
+    assert "all 1 scenarios failed, the first one: hand/bad" in capsys.readouterr().err
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(place: Path) -> None:
+    whole = words("whole", "--workers", "1", policies=("idm", "awkward_driver:Straight"))
+    assert main(whole) == 0
+    command = [
+        sys.executable,
+        "-m",
+        "worldloop.agents.cli",
+        *words("cut", "--workers", "1", policies=("idm", "awkward_driver:Straight")),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    log = Path("cut/metrics.jsonl")
+    for _ in range(600):
+        if log.is_file() and log.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with log.open("a") as file:
+        file.write('{"step": 5, "rows": [{"po')  # what a kill in the middle of a line leaves
+    assert main([*words("cut", "--workers", "2", policies=("idm", "awkward_driver:Straight")), "--resume"]) == 0
+    assert rows("cut") == rows("whole")
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--worlds", "metaverse"], "--worlds metaverse: unknown, choose among learned"),
+        (["--policies", "idmm"], "policy 'idmm' is unknown (did you mean idm?)"),
+        (["--policies", "idm", "idm"], "--policies idm idm: wanted at least one, and each once"),
+        (["--worlds", "sumo"], "none of the 4 scenes was made by `worldloop data generate`"),
+        (["--workers", "0"], "--workers >= 1"),
+        (["--horizon", "0"], "--horizon 0: wanted at least 1 step"),
+        (["--show", "hand/9"], "hand/9"),
+        (["--repeat", "nowhere"], "nowhere/run.json: not found"),
+        (["--scenes", "roads:none*"], "none*"),
+    ],
+)
+def test_bad_input_is_refused(place: Path, capsys: pytest.CaptureFixture[str], more: list[str], complaint: str) -> None:
+    assert main([*words("out"), *more]) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+    assert not Path("out").exists()
+
+
+def line(scene: str, score: float, seed: int = 0, ended: str = "horizon") -> dict[str, object]:
+    terms = ("no_at_fault_collision", "drivable_area", "traffic_light", "progress", "time_to_collision")
+    more = {f"term_{name}": score for name in (*terms, "speed_limit", "lane_keeping", "comfort")}
+    error = None if ended == "horizon" else "why"
+    return {"scene": scene, "seed": seed, "nuplan": score, "epdms": score, "ended": ended, "error": error, **more}
+
+
+def test_means_are_over_scenes_and_failures_count_by_who_is_to_blame() -> None:
+    rows = [line("a", 1.0), line("a", 0.5, 1), line("b", 0.25), line("c", 0.9, 0, "policy_failed"), line("d", 0.9, 0, "failed")]
+    assert by_scene(rows, "nuplan") == {"a": 0.75, "b": 0.25, "c": 0.0}
+    leader = leader_row(rows, 0)
+    assert leader["nuplan"] == pytest.approx(1.0 / 3)
+    assert (leader["failed"], leader["failed_by_policy"]) == (2, 1)
+    assert leader["off_road"] == pytest.approx(2 / 3)
+
+
+def test_paired_differences() -> None:
+    first, second = [line(f"s{i}", 0.8) for i in range(12)], [line(f"s{i}", 0.7 - 0.01 * i) for i in range(12)]
+    found = paired(first, second, "nuplan", 0)
+    assert found["difference"] == pytest.approx(0.155)
+    assert found["p_value"] == pytest.approx(2 / 2**12, abs=1e-3)  # all signs alike: 2 of 4096 flips are as extreme
+    assert paired(first, first, "nuplan", 0)["p_value"] == 1.0
+    assert paired(first, [line("z", 1.0)], "nuplan", 0)["difference"] is None
+
+
+def test_agreement_of_two_worlds() -> None:
+    scores = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)[:, None] + torch.zeros(12, 30, dtype=torch.float64)
+    same = agreement(scores, scores * 0.5, 0)
+    assert (same["kendall"], same["spearman"]) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert same["pearson"] == pytest.approx(1.0)
+    assert same["error"] == pytest.approx(0.25)
+    assert agreement(scores, scores.flip(0), 0)["kendall"] == pytest.approx(-1.0)
+    assert agreement(scores, torch.ones_like(scores), 0)["spearman"] is None
+    swapped = scores.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert agreement(scores, swapped, 0)["kendall"] == pytest.approx(1 - 2 * 2 / (12 * 11))
+
+
+@settings(max_examples=20, deadline=None)
+@given(values=st.lists(st.floats(0.0, 1.0), min_size=3, max_size=8))
+def test_agreement_does_not_depend_on_the_order_of_policies(values: list[float]) -> None:
+    first = torch.tensor(values, dtype=torch.float64)[:, None].expand(-1, 5)
+    second = torch.rand(len(values), 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = torch.arange(len(values)).flip(0)
+    one, other = agreement(first, second, 0), agreement(first[order], second[order], 0)
+    for name in ("kendall", "spearman", "pearson", "error"):
+        assert (one[name] is None) == (other[name] is None)
+        assert one[name] is None or one[name] == pytest.approx(other[name], abs=1e-9)
