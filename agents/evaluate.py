@@ -8,9 +8,10 @@ Every job's rows are written down when it is done, so that a killed evaluation g
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,10 @@ class Evaluate:
 def run_evaluate(args: Evaluate) -> int:
     """Run `worldloop evaluate`; return the exit code."""
     args = _repeated(args)
-    scenes = _checked(args)
+    scenes = checked_scenes(args)
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     out = args.out or dated_folder("evaluate")
-    jobs = list(_jobs(args, len(scenes)))
+    jobs = plan_jobs(args, len(scenes))
     errors = Console(stderr=True)
     if args.resume:
         run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
@@ -128,7 +129,7 @@ def _repeated(args: Evaluate) -> Evaluate:
     return Evaluate(**{**known, **lists, "weights": weights, "repeat": None, **given})
 
 
-def _checked(args: Evaluate) -> SceneDataset:
+def checked_scenes(args: Evaluate) -> SceneDataset:
     """Return the scenes, after everything that can be wrong with the arguments has been looked for."""
     for name in ("policies", "worlds", "seeds"):
         values = getattr(args, name)
@@ -154,16 +155,12 @@ def _checked(args: Evaluate) -> SceneDataset:
     return scenes
 
 
-def _jobs(args: Evaluate, count: int) -> Iterator[Job]:
-    """Yield what there is to do, the log's own drive first."""
+def plan_jobs(args: Evaluate, count: int) -> list[Job]:
+    """Return what there is to do, the log's own drive first."""
     batches = [tuple(range(first, min(first + args.batch, count))) for first in range(0, count, args.batch)]
-    for numbers in batches:
-        yield Job(*HUMAN, args.seeds[0], numbers)
-    for world in args.worlds:
-        for policy in args.policies:
-            for seed in args.seeds:
-                for numbers in batches:
-                    yield Job(policy, world, seed, numbers)
+    each = itertools.product(args.worlds, args.policies, args.seeds, batches)
+    human = [Job(*HUMAN, args.seeds[0], numbers) for numbers in batches]
+    return human + [Job(policy, world, seed, numbers) for world, policy, seed, numbers in each]
 
 
 def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -> list[dict[str, Any]]:

@@ -45,8 +45,9 @@ POLICIES: dict[str, tuple[str, str]] = {
     "idm_cautious": (".rules", "cautious"),
     "idm_aggressive": (".rules", "aggressive"),
     "pdm": (".pdm", "PdmPolicy"),
+    **{name: (".rules", "IMPAIRED") for name in "slow speeding red_runner short_sighted blind noisy drunk reckless".split()},
 }
-"""The drivers that worldloop ships: by the name that the command line takes, the module and the class, imported when wanted."""
+"""The drivers that worldloop ships: by name, the module and what makes one there, or a table of what makes them."""
 
 
 def load_policy(name: str) -> Policy:
@@ -59,7 +60,8 @@ def load_policy(name: str) -> Policy:
     """
     if name in POLICIES:
         module, attribute = POLICIES[name]
-        return getattr(importlib.import_module(module, __package__), attribute)()
+        make = getattr(importlib.import_module(module, __package__), attribute)
+        return (make[name] if isinstance(make, dict) else make)()
     if ":" not in name:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
