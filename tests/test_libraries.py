@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -102,6 +103,17 @@ def test_the_adapter_is_dummy_vec_env_of_single_ones_bit_for_bit(observation, ac
 
 def dict_or_array(seen: Any) -> Any:
     return dict(seen) if isinstance(seen, dict) else seen  # DummyVecEnv returns an OrderedDict
+
+
+def test_what_a_step_hands_over_is_never_changed_afterwards():
+    """Replay buffers keep it, and `DummyVecEnv` copies it for them."""
+    envs = make_adapted(horizon=3)
+    envs.reset()
+    handed = [envs.step(action) for action in actions(3, 4)]
+    copies = deepcopy(handed)
+    for action in actions(3, 6):
+        envs.step(action)
+    assert data_equivalence(handed, copies, exact=True)
 
 
 def test_seeds_and_options_count_for_one_reset():
