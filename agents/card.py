@@ -128,10 +128,7 @@ def run_card(args: Card) -> None:
         uncertainty=_uncertainty(args.training / "model") if calibrated else UNCALIBRATED,
     )
     if args.readme is not None:
-        old = args.readme.read_text()
-        if BEGIN not in old or END not in old:
-            raise ValueError(f"{args.readme}: no lines {BEGIN!r} and {END!r} to put the table between: add them")
-        write_text(args.readme, f"{old[: old.index(BEGIN)]}{BEGIN}\n{table}\n{old[old.index(END) :]}")
+        renew_text(args.readme, BEGIN, END, table)
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         with replacing(args.folder / name) as partial:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..worldmodel.files import write_text
+
 
 def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
     """Return the `run.json` of a finished run of one of these commands.
@@ -44,3 +46,15 @@ def without_folders(value: Any) -> Any:
         place, colon, rest = value.partition(":")
         return Path(place).name + colon + rest
     return value
+
+
+def renew_text(readme: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two lines of a README, in place of what stands there.
+
+    Raises:
+        ValueError: it has no such lines.
+    """
+    old = readme.read_text()
+    if begin not in old or end not in old:
+        raise ValueError(f"{readme}: no lines {begin!r} and {end!r} to put the table between: add them")
+    write_text(readme, f"{old[: old.index(begin)]}{begin}\n{text}\n{old[old.index(end) :]}")

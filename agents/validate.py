@@ -27,9 +27,13 @@ from .drive import WIDTH
 from .evaluate import FREE, Evaluate, checked_scenes, drive_all, plan_jobs
 from .policy import POLICIES
 from .ranking import agreement, by_scene, leader_row
+from .records import renew_text
 
 REFERENCE = "sumo"
 CANDIDATES = {"learned": "learned world", "replay": "log replay"}
+BEGIN, END = "<!-- validation: written by `worldloop validate` -->", "<!-- end of the validation -->"
+"""Between these lines of a README the report is put."""
+
 LADDER = tuple(name for name in POLICIES if name != "replay")
 """Drivers of all skills; the log's own is left out, for in log replay it has learned the answers by heart."""
 
@@ -79,7 +83,9 @@ class Validate:
     out: Path | None = None
     """Run folder, runs/validate-DATE if not given."""
     resume: bool = False
-    """Go on with a killed validation in --out."""
+    """Go on with a killed validation in --out; with a finished one it writes the report anew."""
+    readme: Path | None = None
+    """README whose report is to be renewed too."""
 
 
 def run_validate(args: Validate) -> int:
@@ -96,7 +102,7 @@ def run_validate(args: Validate) -> int:
     scenes = checked_scenes(plan)
     jobs = plan_jobs(plan, len(scenes))
     out = args.out or dated_folder("validate")
-    arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
+    arguments = {name: value for name, value in asdict(args).items() if name not in ("resume", "readme")}
     if args.resume:
         run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
     else:
@@ -109,7 +115,10 @@ def run_validate(args: Validate) -> int:
     write_csv(run.folder / "scores.csv", lines)
     titles = {world: f"{title}: Spearman {cell(found[world], 'spearman')}" for world, title in CANDIDATES.items()}
     plot_agreement(run.folder / "agreement.png", REFERENCE, titles, lines)
-    write_text(run.folder / "report.md", report(lines, found, training))
+    told = report(lines, found, training)
+    write_text(run.folder / "report.md", told)
+    if args.readme is not None:
+        renew_text(args.readme, BEGIN, END, told.rstrip())
     failed = [row for row in rows if row["error"] is not None]
     run.finish({"agreement": found, "training": training, "scores": lines, "failed": len(failed)})
     _print(lines, found, training, failed, out)
