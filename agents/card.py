@@ -16,7 +16,7 @@ from ..worldmodel.files import replacing, write_text
 from ..worldmodel.run import read_metrics
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
 from .bootstrap import cell
-from .records import finished_record, training_stages, without_folders
+from .records import finished_record, renew_text, training_stages, without_folders
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 
