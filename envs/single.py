@@ -171,7 +171,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         self.vector.generators[0] = self.np_random
         seen, infos = self.vector.reset(options=options)
-        return _first(seen), _first_info(infos)
+        return observation_row(seen, 0), info_row(infos, 0)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Drive 0.1 s.
@@ -181,7 +181,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
             ResetNeeded: the episode is over, or none has begun.
         """
         seen, reward, terminated, truncated, infos = self.vector.step(np.asarray(action)[None])
-        return _first(seen), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_info(infos)
+        return observation_row(seen, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info_row(infos, 0)
 
     def render(self) -> Any:
         """Return a picture (800, 800, 3) uint8 (`rgb_array`), or show it in a window (`human`)."""
@@ -193,14 +193,15 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         self.vector.close()
 
 
-def _first(seen: Observation) -> Observation:
-    return {name: array[0] for name, array in seen.items()} if isinstance(seen, dict) else seen[0]
+def observation_row(seen: Observation, row: int) -> Observation:
+    """Return what sub-environment `row` sees."""
+    return {name: array[row] for name, array in seen.items()} if isinstance(seen, dict) else seen[row]
 
 
-def _first_info(infos: Info) -> Info:
-    """Return the infos of sub-environment 0 as plain values."""
+def info_row(infos: Info, row: int) -> Info:
+    """Return the infos of sub-environment `row` as plain values."""
     plain: Info = {}
     for name, value in infos.items():
         if not name.startswith("_"):
-            plain[name] = _first_info(value) if isinstance(value, dict) else value.tolist()[0]
+            plain[name] = info_row(value, row) if isinstance(value, dict) else value.tolist()[row]
     return plain
