@@ -103,7 +103,9 @@ class DriveParallelEnv(ParallelEnv[str, Any, Any]):
     log shows no more than the present is to drive on along its lane.
 
     ## Worlds
-    The world moves everyone else and sees what each agent has really done. `"sumo"` takes `controlled=1` only.
+    The world moves everyone else and sees what each agent has really done. SUMO hands over one vehicle, so `"sumo"` takes
+    `controlled=1` only. A world of your own moves nobody who is `driven` in the state (`movable`), and puts them where `step` is
+    told with `place_ego`, both of `worldloop.worldmodel.world`.
 
     ## Arguments
     | argument | default | meaning |

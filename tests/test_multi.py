@@ -113,9 +113,9 @@ def test_a_hard_braking_driver_is_answered_early_whoever_it_is():
 def test_drivers_are_never_taken_away_by_open_borders():
     scene, world = straight_road(leader_gap=170.0), OpenBorders(LearnedWorld(tiny_model()))
     env = make(scenes=scene, world=world, controlled=[EGO, LEADER], terminate_on=())
-    drive(env, 80)  # to x = 250, past the end of the lane at 200
+    drive(env, 50)  # to x = 220: who has driven past the end of the lane at 200 leaves
     assert env.world_state.valid[0, [LEADER, EGO]].all()
-    assert float(env.world_state.position[0, LEADER, 0]) == pytest.approx(250.0, abs=0.1)
+    assert float(env.world_state.position[0, LEADER, 0]) == pytest.approx(220.0, abs=0.1)
 
 
 def test_same_seed_same_bits_other_seed_other_scene():
@@ -222,6 +222,23 @@ def test_pictures_are_of_the_first_agent():
 def test_bad_arguments_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         make(**change)
+
+
+def test_sumo_hands_over_one_vehicle():
+    pytest.importorskip("libsumo", reason='needs pip install "worldloop[sumo]"')
+    alone, single = parallel_env(world="sumo", controlled=1), DriveEnv(world="sumo")
+    alone.reset(seed=0)
+    single.reset(seed=0)
+    for _ in range(3):
+        found, wanted = alone.step({"agent_0": NOTHING}), single.step(NOTHING)
+        assert data_equivalence(tuple(part["agent_0"] for part in found), wanted, exact=True)
+    alone.close()
+    single.close()
+    several = parallel_env(world="sumo", controlled=2)
+    several.reset(seed=0)
+    with pytest.raises(ValueError, match="found 2 road users that are driven, but SUMO hands over one: drive the ego alone"):
+        several.step({name: NOTHING for name in several.agents})
+    several.close()
 
 
 @pytest.mark.parametrize("place", [PEDESTRIAN, CONE, 17])

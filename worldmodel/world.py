@@ -96,7 +96,7 @@ class World(Protocol):
         ...
 
     def step(self, state: State, ego: Motion) -> State:
-        """Return the state 0.1 s later, given where the ego (B, ...), or of all (B, A, ...) the driven, moved in that time."""
+        """Return the state 0.1 s later; `ego` says where the driven have moved to in that time (see `place_ego`)."""
         ...
 
 
