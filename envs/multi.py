@@ -27,7 +27,7 @@ from .ground import USUAL_LANE_WIDTH
 from .measures import ego_overlaps
 from .observation import ObservationSize
 from .scenarios import Source
-from .single import info_row, observation_row
+from .single import row_info, row_seen
 from .vector import DriveVectorEnv, Info, Observation, open_world
 
 try:
@@ -209,8 +209,8 @@ class DriveParallelEnv(ParallelEnv[str, Any, Any]):
         self.places = dict(zip(self.agents, places, strict=True))
         every = dict(enumerate(self.agents))
         return (
-            {name: observation_row(seen, row) for row, name in every.items()},
-            {name: info_row(infos, row) for row, name in every.items()},
+            {name: row_seen(seen, row) for row, name in every.items()},
+            {name: row_info(infos, row) for row, name in every.items()},
         )
 
     def step(
@@ -237,11 +237,11 @@ class DriveParallelEnv(ParallelEnv[str, Any, Any]):
         live = {row: name for row, name in enumerate(self.possible_agents) if name in self.agents}
         self.agents = [name for row, name in live.items() if not (terminated[row] or truncated[row])]
         return (
-            {name: observation_row(seen, row) for row, name in live.items()},
+            {name: row_seen(seen, row) for row, name in live.items()},
             {name: float(reward[row]) for row, name in live.items()},
             {name: bool(terminated[row]) for row, name in live.items()},
             {name: bool(truncated[row]) for row, name in live.items()},
-            {name: info_row(infos, row) for row, name in live.items()},
+            {name: row_info(infos, row) for row, name in live.items()},
         )
 
     def render(self) -> Any:
