@@ -44,7 +44,10 @@ COMMANDS = {
     "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "evaluate": Command(".evaluate", "Evaluate", "run_evaluate", "score and rank policies by nuPlan's score and EPDMS; a report"),
+    "validate": Command(".validate", "Validate", "run_validate", "does a score here predict the score in SUMO; a report"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
+    "train ppo": Command(".ppo", "Ppo", "run_ppo", "train a driver in a world by proximal policy optimisation"),
+    "train clone": Command(".clone", "Clone", "run_clone", "train a driver to do what another one, or a log, does"),
     "compare": Command(".compare", "Compare", "run_compare", "what each change did: several weights' measurements in one table"),
     "scaling": Command(".scaling", "Scaling", "run_scaling", "what a larger network or more data gives; fits, a picture"),
     "train signals": Command(

@@ -8,23 +8,26 @@ Every job's rows are written down when it is done, so that a killed evaluation g
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from ..envs.score import TERMS, epdms
 from ..envs.vector import WORLDS
+from ..renderers.report import film_data, write_report
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, start_run
+from ..worldmodel.scene import TIME_STEP
 from .bootstrap import cell
 from .crew import Crew, Job, Task
 from .drive import WIDTH
@@ -91,10 +94,10 @@ class Evaluate:
 def run_evaluate(args: Evaluate) -> int:
     """Run `worldloop evaluate`; return the exit code."""
     args = _repeated(args)
-    scenes = _checked(args)
+    scenes = checked_scenes(args)
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     out = args.out or dated_folder("evaluate")
-    jobs = list(_jobs(args, len(scenes)))
+    jobs = plan_jobs(args, len(scenes))
     errors = Console(stderr=True)
     if args.resume:
         run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
@@ -104,6 +107,8 @@ def run_evaluate(args: Evaluate) -> int:
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
         raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
+    films = film_all(args, jobs, rows, errors)
+    write_report(run.folder / "report.html", _about(args, rows), summary["leaders"], summary["pairs"], _told(rows), films)
     write_csv(run.folder / "scenarios.csv", rows)
     write_csv(run.folder / "leaders.csv", summary["leaders"])
     if summary["pairs"]:
@@ -124,7 +129,7 @@ def _repeated(args: Evaluate) -> Evaluate:
     return Evaluate(**{**known, **lists, "weights": weights, "repeat": None, **given})
 
 
-def _checked(args: Evaluate) -> SceneDataset:
+def checked_scenes(args: Evaluate) -> SceneDataset:
     """Return the scenes, after everything that can be wrong with the arguments has been looked for."""
     for name in ("policies", "worlds", "seeds"):
         values = getattr(args, name)
@@ -150,16 +155,12 @@ def _checked(args: Evaluate) -> SceneDataset:
     return scenes
 
 
-def _jobs(args: Evaluate, count: int) -> Iterator[Job]:
-    """Yield what there is to do, the log's own drive first."""
+def plan_jobs(args: Evaluate, count: int) -> list[Job]:
+    """Return what there is to do, the log's own drive first."""
     batches = [tuple(range(first, min(first + args.batch, count))) for first in range(0, count, args.batch)]
-    for numbers in batches:
-        yield Job(*HUMAN, args.seeds[0], numbers)
-    for world in args.worlds:
-        for policy in args.policies:
-            for seed in args.seeds:
-                for numbers in batches:
-                    yield Job(policy, world, seed, numbers)
+    each = itertools.product(args.worlds, args.policies, args.seeds, batches)
+    human = [Job(*HUMAN, args.seeds[0], numbers) for numbers in batches]
+    return human + [Job(policy, world, seed, numbers) for world, policy, seed, numbers in each]
 
 
 def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -> list[dict[str, Any]]:
@@ -204,6 +205,69 @@ def _forgiven(row: dict[str, Any], human: Mapping[str, Any] | None) -> dict[str,
     return {**row, "epdms": epdms(terms, logged).item()}
 
 
+def film_all(
+    args: Evaluate, jobs: Sequence[Job], rows: Sequence[Mapping[str, Any]], console: Console
+) -> dict[str, dict[str, Any]]:
+    """Drive again, in the same batches, what the report plays: the best and the worst of every policy, and the scenes asked for.
+
+    Returns:
+        What the player shows, by the key of the row.
+    """
+    wanted = set()
+    for world in args.worlds:
+        for policy in args.policies:
+            mine = [row for row in rows if (row["world"], row["policy"]) == (world, policy) and row["error"] is None]
+            mine.sort(key=lambda row: row["nuplan"])
+            wanted |= {_key(row) for row in (*mine[:1], *mine[-1:], *(row for row in mine if row["scene"] in args.show))}
+    ids = open_scenes(args.scenes).ids
+    again, titles = [], {_key(row): row for row in rows}
+    for job in jobs[_human_jobs(jobs) :]:
+        keys = {number: "|".join((job.world, job.policy, str(job.seed + number), ids[number])) for number in job.numbers}
+        filmed = tuple(number for number in job.numbers if keys[number] in wanted)
+        if filmed:
+            again.append(replace(job, film=filmed))
+    films: dict[str, dict[str, Any]] = {}
+    task, workers = Task(args.scenes, args.weights, args.horizon), args.workers or os.cpu_count() or 1
+    with Crew(task, workers, args.time_limit) as crew:
+        batches = track(crew.drive(again), "filming", total=len(again), console=console, transient=True)
+        for number, driven in batches:
+            for scenario, film in driven:
+                if film is not None:
+                    key = "|".join((again[number].world, again[number].policy, str(scenario.seed), scenario.scene))
+                    row = titles[key]
+                    title = f"{row['policy']} in {row['world']}: {row['scene']}, seed {row['seed']}: score {row['nuplan']:.2f}"
+                    films[key] = film_data(film.states, title, scenario.ended)
+    return {key: films[key] for key in sorted(films, key=lambda key: (titles[key]["nuplan"], key))}
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return "|".join((row["world"], row["policy"], str(row["seed"]), row["scene"]))
+
+
+def _told(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the report's table tells of every scenario."""
+    same = ("scene", "policy", "world", "seed", "ended", "progress", "error", "trace")
+    return [
+        {
+            "key": _key(row),
+            **{name: row[name] for name in same},
+            "score": row["nuplan"],
+            "epdms": row["epdms"],
+            "seconds": row["steps"] * TIME_STEP,
+            "fault": int(row["ended"] == "at_fault_collision"),
+        }
+        for row in rows
+    ]
+
+
+def _about(args: Evaluate, rows: Sequence[Mapping[str, Any]]) -> str:
+    scenes = len({row["scene"] for row in rows})
+    return (
+        f"{len(rows)} scenarios: {len(args.policies)} policies on {scenes} scenes of {args.scenes}, "
+        f"seeds {' '.join(map(str, args.seeds))}, worlds {', '.join(args.worlds)}"
+    )
+
+
 def summarise(
     rows: Sequence[Mapping[str, Any]], policies: Sequence[str], worlds: Sequence[str], seed: int
 ) -> dict[str, list[dict[str, Any]]]:
@@ -246,4 +310,5 @@ def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Ma
         console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
     if len(failed) > 10:
         console.print(f"... and {len(failed) - 10} more: see the column error in scenarios.csv", markup=False)
+    console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)

@@ -45,12 +45,13 @@ POLICIES: dict[str, tuple[str, str]] = {
     "idm_cautious": (".rules", "cautious"),
     "idm_aggressive": (".rules", "aggressive"),
     "pdm": (".pdm", "PdmPolicy"),
+    **{name: (".rules", "IMPAIRED") for name in "slow speeding red_runner short_sighted blind noisy drunk reckless".split()},
 }
-"""The drivers that worldloop ships: by the name that the command line takes, the module and the class, imported when wanted."""
+"""The drivers that worldloop ships: by name, the module and what makes one there, or a table of what makes them."""
 
 
 def load_policy(name: str) -> Policy:
-    """Return a shipped driver, or a user's own given as `module:attribute` (modules of the current directory included).
+    """Return a shipped driver, a trained one by its folder, or a user's own given as `module:attribute` (of this folder too).
 
     The attribute is a driver or a class or function that returns one when called without arguments.
 
@@ -59,12 +60,17 @@ def load_policy(name: str) -> Policy:
     """
     if name in POLICIES:
         module, attribute = POLICIES[name]
-        return getattr(importlib.import_module(module, __package__), attribute)()
+        make = getattr(importlib.import_module(module, __package__), attribute)
+        return (make[name] if isinstance(make, dict) else make)()
+    if Path(name, "config.json").is_file():
+        from .network import NetworkPolicy  # only where a trained driver drives
+
+        return NetworkPolicy.from_pretrained(Path(name))
     if ":" not in name:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         known = ", ".join(POLICIES)
-        raise ValueError(f"policy {name!r} is unknown{hint}: choose one of {known}, or your own as module:attribute")
+        raise ValueError(f"policy {name!r} is unknown{hint}: choose one of {known}, a trained one's folder, or module:attribute")
     policy = load_attribute(name)
     if inspect.isclass(policy) or (callable(policy) and not isinstance(policy, Policy)):
         missing = [p.name for p in inspect.signature(policy).parameters.values() if _is_needed(p)]

@@ -9,8 +9,9 @@ the route.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from ..worldmodel.geometry import point_on_polyline, polyline_direction, project
 from ..worldmodel.sampling import hashed_uniform
 from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, SignalState
 from ..worldmodel.world import State
+
+if TYPE_CHECKING:
+    from .policy import Policy
 
 PATH_BEHIND = 4.0
 PATH_AHEAD = 100.0
@@ -117,6 +121,8 @@ class IdmPolicy:
         lateral: largest lateral acceleration in bends, m/s2.
         margin: metres of air on each side of the ego's box.
         foresight: seconds for which others are foreseen.
+        sight: metres ahead within which others are seen at all.
+        obeys_signals: whether it stops at red lights.
     """
 
     free_speed: float = 50 / 3.6
@@ -125,6 +131,8 @@ class IdmPolicy:
     lateral: float = 2.0
     margin: float = 0.3
     foresight: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    sight: float = PATH_AHEAD
+    obeys_signals: bool = True
 
     def act(self, observation: Any, state: State) -> Tensor:
         """See `Policy.act`."""
@@ -157,7 +165,7 @@ class IdmPolicy:
         ego_arc = path.ego_arc[:, None, None]
         ego_length, ego_width = scene.size[row, scene.ego, :2].T[..., None, None]
         inside = offset.abs() < half_across + 0.5 * ego_width + self.margin
-        ahead = (arc[:, :1] > ego_arc) & (arc < PATH_BEHIND + PATH_AHEAD)
+        ahead = (arc[:, :1] > ego_arc) & (arc < ego_arc + min(self.sight, PATH_AHEAD))
         passed = ego_arc + speed[:, None, None] * times[:, None] > arc + half_along + 0.5 * ego_length
         others = state.valid.index_put((row, scene.ego), torch.zeros(batch, dtype=torch.bool))[:, None]
         counts = others & inside & ahead & ~passed
@@ -175,6 +183,7 @@ class IdmPolicy:
         stop = (state.signal_state == SignalState.STOP) & (needed < self.driver.hardest_braking)
         caution = (state.signal_state == SignalState.CAUTION) & (needed < self.driver.comfortable_braking)
         binding = state.signal_valid & holds & (arc > path.ego_arc[:, None]) & (arc < PATH_BEHIND + PATH_AHEAD)
+        binding &= self.obeys_signals
         gap = room + self.driver.standstill_gap - 1.0  # the front comes to rest one metre before the line
         return torch.where(binding & (stop | caution), gap, torch.inf), speed[:, None].expand_as(gap)
 
@@ -198,6 +207,32 @@ def aggressive() -> IdmPolicy:
     """Return a driver who tailgates, drives above the limit and accelerates and brakes hard."""
     driver = IntelligentDriver(time_headway=0.7, standstill_gap=1.0, acceleration=3.0, comfortable_braking=4.0)
     return IdmPolicy(speed_factor=1.2, driver=driver, lateral=4.0, margin=0.1, foresight=(0.0, 0.5))
+
+
+@dataclass(frozen=True)
+class NoisyPolicy:
+    """Drives as another driver, plus `amount` times the smooth noise of `RandomPolicy`."""
+
+    amount: float
+    driver: IdmPolicy = IdmPolicy()
+
+    def act(self, observation: Any, state: State) -> Tensor:
+        """See `Policy.act`."""
+        action = self.driver.act(observation, state) + self.amount * RandomPolicy().act(observation, state)
+        return _bounded(action[:, 0], action[:, 1])
+
+
+IMPAIRED: dict[str, Callable[[], Policy]] = {
+    "slow": lambda: IdmPolicy(speed_factor=0.4),
+    "speeding": lambda: IdmPolicy(speed_factor=1.6, lateral=3.5),
+    "red_runner": lambda: IdmPolicy(obeys_signals=False),
+    "short_sighted": lambda: IdmPolicy(sight=12.0, foresight=(0.0,)),
+    "blind": lambda: IdmPolicy(sight=0.0),
+    "noisy": lambda: NoisyPolicy(0.3),
+    "drunk": lambda: NoisyPolicy(0.6),
+    "reckless": lambda: NoisyPolicy(1.0, IdmPolicy(sight=0.0, obeys_signals=False, speed_factor=1.3)),
+}
+"""Drivers with one fault each: what a score has to tell from good ones, in every world (`worldloop validate`)."""
 
 
 @dataclass(frozen=True)

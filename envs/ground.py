@@ -70,21 +70,13 @@ class Ground(TensorBatch):
 
     def widen(self, other: Ground) -> Ground:
         """Return the same with room for at least as many segments as `other` has; what is added is invalid."""
-        return Ground(
-            widened(self.edges, other.edges.valid.shape[1]),
-            widened(self.lanes, other.lanes.valid.shape[1]),
-            self.signal_arc,
-            self.signal_on_route,
-        )
+        edges, lanes = widened(self.edges, other.edges.valid.shape[1]), widened(self.lanes, other.lanes.valid.shape[1])
+        return replace(self, edges=edges, lanes=lanes)
 
     def near(self, position: Tensor, radius: float) -> Ground:
         """Return the same with only those segments within `radius` m of `position` (B, 2): less to search."""
-        return Ground(
-            _nearby(self.edges, position, radius),
-            _nearby(self.lanes, position, radius),
-            self.signal_arc,
-            self.signal_on_route,
-        )
+        edges, lanes = (_nearby(pieces, position, radius) for pieces in (self.edges, self.lanes))
+        return replace(self, edges=edges, lanes=lanes)
 
 
 def widened(batch: Batch, count: int) -> Batch:

@@ -199,9 +199,9 @@ def row_seen(seen: Observation, row: int) -> Observation:
 
 
 def row_info(infos: Info, row: int) -> Info:
-    """Return the infos of sub-environment `row` as plain values."""
+    """Return what the infos of a vector environment say of one sub-environment, as plain values."""
     plain: Info = {}
     for name, value in infos.items():
-        if not name.startswith("_"):
-            plain[name] = row_info(value, row) if isinstance(value, dict) else value.tolist()[row]
+        if not name.startswith("_") and infos[f"_{name}"][row]:
+            plain[name] = row_info(value, row) if isinstance(value, dict) else value[row : row + 1].tolist()[0]
     return plain

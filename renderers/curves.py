@@ -49,3 +49,29 @@ def draw_power_laws(
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
     pyplot.close(figure)
+
+
+def plot_lines(path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], horizontal: str) -> None:
+    """Draw one panel for each name into a PNG: lines by their label, each of (x, y).
+
+    Args:
+        path: of the PNG, which appears whole or not at all.
+        panels: by what stands above each, its lines.
+        horizontal: what x is.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (name, lines) in zip(axes[0], panels.items(), strict=True):
+        for (label, points), colour in zip(lines.items(), (POINT, LINE, "#009E73"), strict=False):
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, label=label)
+        axis.set(title=name, xlabel=horizontal)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    pyplot.close(figure)

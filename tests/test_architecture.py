@@ -37,6 +37,7 @@ ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pyarrow": "worldmodel/data/argoverse2",
     "pettingzoo": "envs/multi",
+    "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),
     "matplotlib": ("worldmodel/train_", "renderers/"),

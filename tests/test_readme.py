@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,24 @@ def command_lines() -> list[str]:
     return [line for block in blocks("bash") for line in block.splitlines() if line.startswith("worldloop ")]
 
 
+def absent(code: str) -> list[str]:
+    """Distributions that are not installed, of the extras that a block names in its first line: `# needs the extra sb3`."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.match(r"# needs the extras? ([\w, ]+)\n", code)
+    missing = []
+    for requirement in [entry for extra in re.findall(r"\w+", named[1]) for entry in extras[extra]] if named else []:
+        name = re.split(r"[<>=~!]", requirement)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    return missing
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs(code: str, tmp_path: Path) -> None:
+    if missing := absent(code):
+        pytest.skip(f"not installed: {', '.join(missing)}")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
