@@ -63,9 +63,7 @@ def load_policy(name: str) -> Policy:
         make = getattr(importlib.import_module(module, __package__), attribute)
         return (make[name] if isinstance(make, dict) else make)()
     if Path(name, "config.json").is_file():
-        from .network import NetworkPolicy  # only where a trained driver drives
-
-        return NetworkPolicy.from_pretrained(Path(name))
+        return importlib.import_module(".network", __package__).NetworkPolicy.from_pretrained(Path(name))
     if ":" not in name:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

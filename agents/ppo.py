@@ -138,7 +138,6 @@ class Trainer:
         kept: dict[str, list[Tensor]] = {}
         finals: list[tuple[int, int, Tensor]] = []
         for step in range(self.args.rollout_steps):
-            self.network.learn_scales(seen)
             mean, spread, value = self.network(seen)
             action = mean + spread * torch.randn(mean.shape, generator=self.generator)
             likelihood = Normal(mean, spread).log_prob(action).sum(dim=-1)
@@ -201,6 +200,10 @@ class Trainer:
                 self.optimizer.step()
                 told.append((policy.item(), error.item(), entropy.item(), float(((ratio - 1).abs() > args.clip).float().mean())))
         self.update += 1
+        # only now: scales that moved between driving and learning would change the actions' likelihoods
+        self.network.learn_scales(
+            {name.removeprefix("seen_"): tensor for name, tensor in batch.items() if name.startswith("seen_")}
+        )
         return dict(zip(("policy_loss", "value_loss", "entropy", "clipped"), np.mean(told, axis=0).tolist(), strict=True))
 
     def save(self, folder: Path) -> None:
@@ -275,6 +278,8 @@ def train(
     observation, _ = env.reset(seed=args.seed + trainer.update)
     assert isinstance(observation, dict)
     seen: Mapping[str, Tensor] = as_tensors(observation)
+    if trainer.update == 0 and args.start_from is None:
+        trainer.network.learn_scales(seen)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[at]}"), console=console) as progress:
         bar = progress.add_task("updates", total=trainer.updates, completed=trainer.update, at="")

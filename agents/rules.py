@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from ..worldmodel.geometry import point_on_polyline, polyline_direction, project
 from ..worldmodel.sampling import hashed_uniform
 from ..worldmodel.scene import HISTORY_STEPS, PolylineKind, SignalState
 from ..worldmodel.world import State
-
-if TYPE_CHECKING:
-    from .policy import Policy
 
 PATH_BEHIND = 4.0
 PATH_AHEAD = 100.0
@@ -222,7 +219,7 @@ class NoisyPolicy:
         return _bounded(action[:, 0], action[:, 1])
 
 
-IMPAIRED: dict[str, Callable[[], Policy]] = {
+IMPAIRED: dict[str, Callable[[], IdmPolicy | NoisyPolicy]] = {
     "slow": lambda: IdmPolicy(speed_factor=0.4),
     "speeding": lambda: IdmPolicy(speed_factor=1.6, lateral=3.5),
     "red_runner": lambda: IdmPolicy(obeys_signals=False),
