@@ -88,5 +88,6 @@ def surrounded(state: State) -> tuple[State, Ground]:
     moving = {
         name: pick(getattr(state, name)) for name in ("position", "heading", "velocity", "valid", "simulated", "uncertainty")
     }
+    moving["driven"] = (torch.arange(index.shape[1]) == 0).expand_as(index)  # a look ahead moves the ego alone
     around = ground(scene).near(state.ego().position[:, :2], MAP_RADIUS)
     return replace(state, scene=near, **moving, memory={}), around

@@ -171,7 +171,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         self.vector.generators[0] = self.np_random
         seen, infos = self.vector.reset(options=options)
-        return _first(seen), row_info(infos, 0)
+        return row_seen(seen, 0), row_info(infos, 0)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Drive 0.1 s.
@@ -181,7 +181,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
             ResetNeeded: the episode is over, or none has begun.
         """
         seen, reward, terminated, truncated, infos = self.vector.step(np.asarray(action)[None])
-        return _first(seen), float(reward[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0)
+        return row_seen(seen, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0)
 
     def render(self) -> Any:
         """Return a picture (800, 800, 3) uint8 (`rgb_array`), or show it in a window (`human`)."""
@@ -193,8 +193,9 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         self.vector.close()
 
 
-def _first(seen: Observation) -> Observation:
-    return {name: array[0] for name, array in seen.items()} if isinstance(seen, dict) else seen[0]
+def row_seen(seen: Observation, row: int) -> Observation:
+    """Return what sub-environment `row` sees."""
+    return {name: array[row] for name, array in seen.items()} if isinstance(seen, dict) else seen[row]
 
 
 def row_info(infos: Info, row: int) -> Info:

@@ -263,8 +263,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             self.render()
         return seen, reward, terminated, truncated, infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return a picture (800, 800, 3) uint8 of every scene (`rgb_array`), or show the first one in a window (`human`).
+    def render(self, most: int | None = None) -> tuple[np.ndarray, ...] | None:
+        """Return pictures (800, 800, 3) uint8 of all or the first `most` scenes (`rgb_array`), or show one in a window (`human`).
 
         What a `"state"` observation holds is marked with white frames and dots.
         """
@@ -279,7 +279,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         episode = self._running()
         seen = self._observe(episode)
         frames = []
-        for row in range(1 if self.render_mode == "human" else self.num_envs):
+        for row in range(1 if self.render_mode == "human" else most or self.num_envs):
             marked = visible({name: array[row] for name, array in seen.items()}, self.size) if isinstance(seen, dict) else {}
             frame = self._renderer.draw(
                 episode.state,

@@ -36,6 +36,7 @@ LONGEST_IMPORT = 3.0
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pyarrow": "worldmodel/data/argoverse2",
+    "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),

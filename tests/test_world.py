@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 from models import tiny_model
-from scenes import CONE, EGO, FOLLOWER, moved, several_roads, straight_road
-from worldloop.worldmodel.dynamics import KinematicBicycle
+from scenes import CONE, EGO, FOLLOWER, LEADER, moved, several_roads, straight_road
+from worldloop.worldmodel.dynamics import KinematicBicycle, Motion
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
 from worldloop.worldmodel.scene import stack
@@ -96,6 +96,26 @@ def test_a_hard_braking_ego_is_answered_before_the_interval_is_over_and_a_gentle
     for _ in range(6):
         alone = world.step(alone, car.step(alone.ego(), action[:1]))
     assert torch.equal(alone.position[0], state.position[0]), "what one row decides is no other's business"
+
+
+def test_several_may_be_driven_and_it_does_not_matter_who_of_them_is_the_ego():
+    world, car = LearnedWorld(tiny_model()), KinematicBicycle()
+    ends = []
+    for ego, other in ((EGO, LEADER), (LEADER, EGO)):
+        state = world.reset(replace(straight_road(), ego=torch.tensor([ego])), torch.tensor([7]))
+        state = replace(state, driven=state.driven.index_put((torch.tensor([0]), torch.tensor([other])), torch.tensor(True)))
+        action = torch.zeros(1, 6, 2).index_put((torch.tensor([0]), torch.tensor([LEADER])), torch.tensor([-8.0, 0.0]))
+        decided = []
+        for _ in range(20):
+            everyone = Motion(state.position, state.heading, state.velocity)
+            state = world.step(state, car.step(everyone, action))
+            decided.append(int(state.memory["planned"]))
+        assert decided[:6] == [0, 0, 2, 2, 4, 5], "whoever of the driven brakes hard is answered early"
+        assert not state.simulated[0, [EGO, LEADER]].any()
+        assert float(state.position[0, EGO, 0]) == pytest.approx(20.0, abs=1e-3)
+        assert float(state.position[0, LEADER, 0]) == pytest.approx(25.0 + 6.25, abs=1e-3)  # 10^2 / (2 * 8) metres of braking
+        ends.append(state.position)
+    assert torch.equal(*ends)
 
 
 def test_an_early_decision_sees_the_way_of_the_last_half_second(monkeypatch):

@@ -5,7 +5,7 @@ places of dimension A are used again. What the wrapped world (learned or of rule
 who enters are rules, none of it is learned:
 
 - Whoever has driven past the end of a lane that nothing follows, or is farther than `FAR` from everything that the map or the log
-  knows, leaves. The ego and objects never do.
+  knows, leaves. The ego (whoever is driven from outside) and objects never do.
 - Vehicles and cyclists that stand in a collision are cleared away after `WRECK_SECONDS`, else the first crash closes a road for
   good. SUMO does likewise, and at once (its default `--collision.action teleport`). Boxes that overlap in the log already stay.
 - Each leaving is answered by one entry of a road user of the same kind and size, as soon as there is room: the number of road
@@ -59,7 +59,7 @@ WRECK_SECONDS = 3.0
 """How long a vehicle stands in a collision before it is cleared away."""
 
 CLEAR_OF_EGO = 25.0
-"""Metres around the ego in which nobody appears."""
+"""Metres around the driven in which nobody appears."""
 
 BESIDE = 0.5
 """Metres of air that an entering road user wants at its sides."""
@@ -143,7 +143,7 @@ class OpenBorders:
         waiting = state.memory["border_place"] & ~state.valid & due
         held = state.memory["border_wreck"]
         wreck = torch.where(due, (held + self.ticks) * wrecked(state), held)
-        stays = state.valid & ~(leaves(state, due) | (due & (wreck * TIME_STEP >= WRECK_SECONDS)))
+        stays = state.driven | state.valid & ~(leaves(state, due) | (due & (wreck * TIME_STEP >= WRECK_SECONDS)))
         memory = state.memory | {"border_wreck": wreck}
         state = replace(state, memory=memory, valid=stays, simulated=state.simulated & stays)
         state = replace(state, uncertainty=torch.where(stays, state.uncertainty, 0.0))
@@ -367,5 +367,5 @@ def _room(state: State, pose: Tensor, size: Tensor, wanted: Tensor) -> tuple[Ten
     speed = torch.minimum(wanted, allowed)
     braking = (pace.clamp(min=0).square() - speed[:, None].square()).clamp(min=0) / (2 * driver.comfortable_braking)
     cut_off = behind & (gap < torch.maximum(0.5 * driver.time_headway * pace.clamp(min=0), braking))
-    far = (state.ego().position[:, :2] - pose[:, :2]).norm(dim=-1) > CLEAR_OF_EGO
-    return speed, far & (speed >= 0.5 * wanted) & ~(in_way & (gap < 0)).any(-1) & ~cut_off.any(-1)
+    near = ((state.position[..., :2] - pose[:, None, :2]).norm(dim=-1) <= CLEAR_OF_EGO) & state.driven
+    return speed, ~near.any(-1) & (speed >= 0.5 * wanted) & ~(in_way & (gap < 0)).any(-1) & ~cut_off.any(-1)

@@ -169,7 +169,7 @@ class SumoWorld:
         """See `World.step`.
 
         Raises:
-            ValueError: the state has run for `steps` ticks, or comes from another world.
+            ValueError: the state has run for `steps` ticks, comes from another world, or several road users are driven.
             ChildProcessError: a worker process has died.
         """
         if "ego_motion" not in state.memory:
@@ -182,7 +182,12 @@ class SumoWorld:
                 f"{state.scene.id[row]}: the record of {record.shape[1]} steps is full: "
                 "take SumoWorld(steps=...) or a shorter horizon"
             )
+        if (several := int(state.driven.sum(dim=1).max())) > 1:
+            raise ValueError(
+                f"found {several} road users that are driven, but SUMO hands over one: drive the ego alone, or in another world"
+            )
         moved = place_ego(state, ego)
+        ego = moved.ego()
         motion = torch.stack((ego.position[:, 0], ego.position[:, 1], ego.heading), dim=-1)
         moves = [{"do": "step", "motions": [pose]} for pose in motion.tolist()]
         workers = self._hold(state)

@@ -49,7 +49,8 @@ class State(TensorBatch):
         step: (B,) int64, ticks of 0.1 s since the reset; the log's index of this moment is HISTORY_STEPS + step.
         key: (B,) int64, the source of all randomness of each scene.
         position: (B, A, 3), heading: (B, A), velocity: (B, A, 2), valid: (B, A) bool of every agent, the ego included.
-        simulated: (B, A) bool, the agents that the world moved in the last step (the ego only where nobody else drove it).
+        driven: (B, A) bool, who is driven from outside of the world: the ego, unless somebody takes the wheel of others too.
+        simulated: (B, A) bool, the agents that the world moved in the last step (the driven only where nobody drove them).
         signal_state: (B, S) int64 `SignalState`; signal_valid: (B, S) bool.
         uncertainty: (B, A) metres, the position error to expect of each agent that `LearnedWorld` simulates; 0 for all others.
         memory: what the world itself remembers, by name; every tensor leads with B.
@@ -62,6 +63,7 @@ class State(TensorBatch):
     heading: Tensor
     velocity: Tensor
     valid: Tensor
+    driven: Tensor
     simulated: Tensor
     signal_state: Tensor
     signal_valid: Tensor
@@ -94,7 +96,7 @@ class World(Protocol):
         ...
 
     def step(self, state: State, ego: Motion) -> State:
-        """Return the state 0.1 s later, given where the ego (B, ...) has moved to in that time."""
+        """Return the state 0.1 s later; `ego` says where the driven have moved to in that time (see `place_ego`)."""
         ...
 
 
@@ -118,6 +120,7 @@ def logged_state(scenes: Scene, key: Tensor) -> State:
         heading=scenes.heading[:, :, now],
         velocity=scenes.velocity[:, :, now],
         valid=valid,
+        driven=torch.zeros_like(valid).index_put((scenes.ego_row(), scenes.ego), torch.tensor(True)),
         simulated=torch.zeros_like(valid),
         signal_state=signal_state,
         signal_valid=signal_valid,
@@ -134,16 +137,16 @@ def logged_signals(scenes: Scene, step: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def place_ego(state: State, ego: Motion) -> State:
-    """Return the state with the ego put where `ego` (B, ...) says."""
-    row, column = state.scene.ego_row(), state.scene.ego
+    """Return the state with the driven put where `ego` says: the only one's motion (B, ...), or everyone's (B, A, ...)."""
     if not torch.isfinite(ego.position).all() or not torch.isfinite(ego.heading).all() or not torch.isfinite(ego.velocity).all():
         raise ValueError("ego motion: found NaN or infinity, wanted finite position, heading and velocity")
+    ego = ego if ego.heading.dim() == 2 else ego.map(lambda value: value[:, None])
     return replace(
         state,
-        position=state.position.index_put((row, column), ego.position),
-        heading=state.heading.index_put((row, column), ego.heading),
-        velocity=state.velocity.index_put((row, column), ego.velocity),
-        valid=state.valid.index_put((row, column), torch.ones(len(state), dtype=torch.bool)),
+        position=torch.where(state.driven[..., None], ego.position, state.position),
+        heading=torch.where(state.driven, ego.heading, state.heading),
+        velocity=torch.where(state.driven[..., None], ego.velocity, state.velocity),
+        valid=state.valid | state.driven,
     )
 
 
@@ -282,7 +285,7 @@ class LearnedWorld:
         before = slice(HISTORY_STEPS - ticks, HISTORY_STEPS)
         recent = (scenes.position[:, :, before, :2], scenes.heading[:, :, before, None])
         memory |= {"recent": torch.cat(recent, dim=-1), "recent_valid": scenes.valid[:, :, before]}
-        memory |= {"plan": pose[:, :, -1:].expand(-1, -1, ticks, -1), "planned": state.step, "met": state.ego().velocity}
+        memory |= {"plan": pose[:, :, -1:].expand(-1, -1, ticks, -1), "planned": state.step, "met": state.velocity}
         memory["spread"] = torch.zeros(*state.valid.shape, 2)  # squared, at the last decision and at the next
         memory["entered"] = torch.zeros(state.valid.shape, dtype=torch.int64)  # the step since which each is simulated
         if self.signals is not None:
@@ -297,8 +300,8 @@ class LearnedWorld:
         ticks = self.model.config.decision_ticks
         state = self._decide_where(state, state.step % ticks == 0)
         if ego is not None and self.model.config.motion_inputs > 5:  # only a network that sees velocities sees it so early
-            changed = (state.ego().velocity - state.memory["met"]).norm(dim=-1) > SURPRISE
-            state = self._decide_where(state, changed & (state.step - state.memory["planned"] >= SOONEST), early=True)
+            changed = ((state.velocity - state.memory["met"]).norm(dim=-1) > SURPRISE) & state.driven
+            state = self._decide_where(state, changed.any(dim=1) & (state.step - state.memory["planned"] >= SOONEST), early=True)
         tick = (state.step % ticks)[:, None, None, None].expand(-1, state.position.shape[1], 1, 3)
         planned = state.memory["plan"].gather(2, tick)[:, :, 0]
         moving = movable(state, ego is None)
@@ -351,7 +354,7 @@ class LearnedWorld:
         token = sample_tokens(scores, state.key, state.step - tick, self.temperature, self.epsilon)
         pose = torch.cat((state.position[..., :2], state.heading[..., None]), dim=-1)
         plan = self.model.vocabulary.decode(token, pose)
-        decided = {"planned": state.step, "met": state.ego().velocity}
+        decided = {"planned": state.step, "met": state.velocity}
         if early:
             at = torch.arange(ticks) - tick[:, None]
             later = plan.gather(2, at.clamp(min=0)[:, None, :, None].expand_as(plan))
@@ -365,12 +368,11 @@ class LearnedWorld:
 
     @staticmethod
     def _as_expected(state: State) -> State:
-        """Return the state with the ego where it would be if it had kept its velocity since the others last decided."""
-        memory, row, ego = state.memory, state.scene.ego_row(), state.scene.ego
-        past = state.step - memory["planned"]
-        pose = memory["recent"][row, ego, memory["recent"].shape[2] - past]
-        place = torch.cat((pose[:, :2] + memory["met"] * (past * TIME_STEP)[:, None], state.ego().position[:, 2:]), dim=-1)
-        return place_ego(state, Motion(place, pose[:, 2], memory["met"]))
+        """Return the state with the driven where they would be if they had kept their velocity since the others last decided."""
+        memory, past = state.memory, state.step - state.memory["planned"]
+        pose = memory["recent"][state.scene.ego_row(), :, memory["recent"].shape[2] - past]
+        place = torch.cat((pose[..., :2] + memory["met"] * (past * TIME_STEP)[:, None, None], state.position[..., 2:]), dim=-1)
+        return place_ego(state, Motion(place, pose[..., 2], memory["met"]))
 
     def _scores(self, state: State) -> tuple[Tensor, Cache]:
         """Return scores (B, A, V) of everyone's next motion, and the cache with this decision in it."""
@@ -394,17 +396,14 @@ class LearnedWorld:
 
 
 def movable(state: State, ego_too: bool = False) -> Tensor:
-    """Return which agents (B, A) a world has to move: valid, not an `OBJECT`, and not the ego unless `ego_too`."""
-    everyone = state.valid & (state.scene.kind != AgentKind.OBJECT)
-    if ego_too:
-        return everyone
-    return everyone.index_put((state.scene.ego_row(), state.scene.ego), torch.tensor(False))
+    """Return which agents (B, A) a world has to move: valid, not an `OBJECT`, and not `driven` unless `ego_too`."""
+    return state.valid & (state.scene.kind != AgentKind.OBJECT) & (~state.driven | ego_too)
 
 
 def after_step(state: State, ego: Motion | None, position: Tensor, heading: Tensor) -> State:
     """Return the next state from where a world has moved everyone to; velocities follow from the movement.
 
-    The ego (B, ...) goes where the policy says, with None where the world has moved it too.
+    The driven go where their drivers say (see `place_ego`), with None where the world has moved them too.
     """
     step = state.step + 1
     signal_state, signal_valid = logged_signals(state.scene, step)
