@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
+from ..worldmodel.files import replacing
 from .palette import BLUISH_GREEN, ORANGE, SKY_BLUE
 
 COLOURS = (SKY_BLUE, ORANGE, BLUISH_GREEN)
@@ -25,19 +21,30 @@ def plot_agreement(path: Path, reference: str, worlds: Mapping[str, str], lines:
         worlds: what stands above each panel, by the world's name.
         lines: one a policy, with `policy` and, for each world, its score and `_low` and `_high`.
     """
-    figure, axes = pyplot.subplots(1, len(worlds), figsize=(6.2 * len(worlds), 6.0), squeeze=False, sharey=True)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(worlds), figsize=(5.4 * len(worlds) + 1.8, 5.6), squeeze=False, sharey=True)
     for axis, (world, title), colour in zip(axes[0], worlds.items(), COLOURS, strict=False):
+        shade = [value / 255 for value in colour]
         axis.plot([0, 1], [0, 1], color="0.75", linewidth=1, zorder=0)
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             x, y = line[reference], line[world]
-            low = [[x - line[f"{reference}_low"]], [y - line[f"{world}_low"]]]
-            high = [[line[f"{reference}_high"] - x], [line[f"{world}_high"] - y]]
-            axis.errorbar(
-                x, y, xerr=[low[0], high[0]], yerr=[low[1], high[1]], fmt="o", ms=6, color=[c / 255 for c in colour], ecolor="0.7"
-            )
-            axis.annotate(line["policy"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+            if x is None or y is None:
+                continue
+            spread = {}
+            if line[f"{reference}_low"] is not None and line[f"{world}_low"] is not None:
+                spread["xerr"] = [[x - line[f"{reference}_low"]], [line[f"{reference}_high"] - x]]
+                spread["yerr"] = [[y - line[f"{world}_low"]], [line[f"{world}_high"] - y]]
+            axis.errorbar(x, y, **spread, fmt="o", ms=11, color=shade, ecolor="0.8", markeredgecolor="white", zorder=number)
+            axis.annotate(str(number), (x, y), ha="center", va="center", fontsize=7, zorder=100 + number)
         axis.set(title=title, xlabel=f"score in the {reference} world", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axis.set_ylabel(f"score in the {world} world")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    named = "\n".join(f"{number}  {line['policy']}" for number, line in enumerate(lines, 1))
+    figure.tight_layout(rect=(0, 0, 1 - 1.8 / figure.get_figwidth(), 1))
+    figure.text(1 - 1.7 / figure.get_figwidth(), 0.5, named, va="center", fontsize=9, linespacing=1.5)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     pyplot.close(figure)
