@@ -51,25 +51,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for workers in (os.cpu_count() or 1, 1):
             out = Path(place) / str(workers)
-            words = [
-                "evaluate",
-                "--policies",
-                args.policy,
-                "--scenes",
-                args.scenes,
-                "--limit",
-                str(args.count),
-                "--horizon",
-                "80",
-            ]
+            words = ["evaluate", "--policies", args.policy, "--scenes", args.scenes, "--limit", str(args.count)]
             command = [sys.executable, "-m", "worldloop.agents.cli", *words, "--horizon", "80", "--seeds", *seeds]
             began = time.perf_counter()
             subprocess.run([*command, "--workers", str(workers), "--out", str(out)], check=True, capture_output=True)
             found[workers] = rows(out)
             seconds = time.perf_counter() - began
-            print(
-                f"{len(found[workers])} scenarios, {workers} workers: {seconds:.1f} s (target <= {TARGET_SECONDS:.0f} on two cores)"
-            )
+            target = f"(target <= {TARGET_SECONDS:.0f} on two cores)"
+            print(f"{len(found[workers])} scenarios, {workers} workers: {seconds:.1f} s {target}")
     print("rows are the same" if len({str(table) for table in found.values()}) == 1 else "ROWS DIFFER")
 
 
