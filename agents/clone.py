@@ -36,7 +36,7 @@ class Clone:
     The run folder gets metrics.jsonl (the error on held-out drives, and after every round nuPlan's score on the --validation
     scenes), learning_curves.png and model/ (for `--policies RUN/model`, and for `worldloop train ppo --start-from`).
 
-    Examples:
+    Example:
         worldloop train clone --expert pdm --scenes scenes/made --validation scenes/held --out runs/clone
         worldloop train clone --expert replay --world replay --scenes scenes/pandaset --validation scenes/held --out runs/human
     """

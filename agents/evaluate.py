@@ -55,7 +55,7 @@ class Evaluate:
     The run folder gets scenarios.csv (one row a scenario), leaders.csv (means with 95 % intervals, bootstrap over scenes),
     pairs.csv (paired differences between policies, with p values), report.html (all of it on one page, with a player), run.json.
 
-    Examples:
+    Example:
         worldloop evaluate --policies idm pdm my_driver:Careful --scenes scenes/held --out runs/evaluation
         worldloop evaluate --policies idm --worlds learned sumo --scenes scenes/held --seeds 0 1 2
         worldloop evaluate --repeat runs/evaluation --out runs/again

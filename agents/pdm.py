@@ -33,7 +33,7 @@ class PdmPolicy:
         speed_factors: shares of the wanted speed.
         horizon: steps that a proposal is rolled out for (PDM-Closed: 40).
         every: steps between two plans.
-        hold: steps for which a proposal keeps an action, which halves the work.
+        hold: steps for which a proposal keeps an action: deciding costs more than moving and measuring.
         driver: drives the proposals.
     """
 
@@ -41,7 +41,7 @@ class PdmPolicy:
     speed_factors: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)
     horizon: int = 40
     every: int = 5
-    hold: int = 2
+    hold: int = 4
     driver: IdmPolicy = IdmPolicy()
     _plan: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
 

@@ -44,7 +44,7 @@ class Ppo:
     The run folder gets metrics.jsonl (losses, returns, and every --evaluate-every updates nuPlan's score on the --validation
     scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`) and the checkpoint for --resume.
 
-    Examples:
+    Example:
         worldloop train ppo --scenes scenes/made --validation scenes/held --out runs/ppo
         worldloop train ppo --scenes scenes/made --validation scenes/held --start-from runs/clone/model --out runs/ppo_tuned
         worldloop evaluate --policies idm runs/ppo/model --scenes scenes/held
