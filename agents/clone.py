@@ -21,24 +21,26 @@ from torch import Tensor
 from ..envs.vector import DriveVectorEnv
 from ..renderers.curves import plot_lines
 from ..worldmodel.run import Run, dated_folder, read_metrics, seeded_generator, whole_run
-from .crew import TERMINATE_ON, open_named_world
-from .network import DriverNetwork, NetworkPolicy, as_tensors, open_training, score
+from .crew import open_named_world
+from .network import TERMINATE_ON, DriverNetwork, NetworkPolicy, as_tensors, open_training, score
 from .policy import Policy, load_policy
 
 SHARES = torch.tensor([1.0, 5.0])
 """Weights of the errors of acceleration and curvature, as shares of their limits: curvatures are small and matter."""
 
 
+SEEDS_APART = 1_000_003
+"""Between the seeds of two rounds: environment i of a round has the round's seed + i."""
+
+
 @dataclass(frozen=True)
 class Clone:
     """Train a driver to do what an expert does.
 
-    The run folder gets metrics.jsonl (the error on held-out drives, and after every round nuPlan's score on the --validation
+    The run folder gets metrics.jsonl (the error of the actions, and after every round nuPlan's score on the --validation
     scenes), learning_curves.png and model/ (for `--policies RUN/model`, and for `worldloop train ppo --start-from`).
 
-    Example:
-        worldloop train clone --expert pdm --scenes scenes/made --validation scenes/held --out runs/clone
-        worldloop train clone --expert replay --world replay --scenes scenes/pandaset --validation scenes/held --out runs/human
+    Example: worldloop train clone --expert pdm --scenes scenes/made --validation scenes/tuning --out runs/clone
     """
 
     scenes: str
@@ -94,7 +96,7 @@ def run_clone(args: Clone) -> int:
                 clone = NetworkPolicy(network) if number else None
                 steps = math.ceil(args.steps / args.envs)
                 bar = progress.add_task(f"round {number + 1}: {'the clone' if clone else args.expert} drives", total=steps)
-                fresh = record(env, expert, clone, steps, args.seed + number, lambda bar=bar: progress.advance(bar))
+                fresh = record(env, expert, clone, steps, args.seed + number * SEEDS_APART, lambda bar=bar: progress.advance(bar))
                 known = {name: torch.cat((known[name], new)) if known else new for name, new in fresh.items()}
                 if number == 0:
                     network.learn_scales({name: known[name] for name in known if name != "action"})

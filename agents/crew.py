@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +22,16 @@ from typing import Any, Self
 import torch
 
 from ..envs.vector import open_world
+from ..renderers.report import film_data
 from ..worldmodel.world import LearnedWorld, World
 from .policy import Policy, load_policy
-from .rollout import Batches, Film, Scenario, open_scenes
+from .rollout import Batches, Scenario, open_scenes
 
-TERMINATE_ON = ("at_fault_collision", "off_road")
-"""What ends a scenario that is scored: after it both scores are 0 whatever comes."""
+OPENING = 120.0
+"""Seconds more that a batch gets until its first step: imports, weights, and SUMO's start."""
 
-Driven = list[tuple[Scenario, Film | None]]
+Driven = list[tuple[Scenario, dict[str, Any] | None]]
+"""Scenarios, each with what the report's player shows of it where it was filmed (`renderers.report.film_data`)."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,31 @@ def open_named_world(name: str, weights: Path | None) -> World:
     return OpenBorders(world)
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """What a worker sends of an error that is neither the policy's nor the scene's."""
+
+    trace: str
+
+
 @dataclass
 class _Worker:
-    """A process, its pipe, what it does (a job and its number) and since when it has been silent."""
+    """A process, its pipe, what it does (a job and its number), since when it has been silent, whether it has made a step."""
 
     process: Any
     pipe: Connection
     doing: tuple[int, Job] | None = None
     heard: float = 0.0
+    steps: bool = False
 
-    def begin(self, number: int, job: Job) -> None:
-        """Hand over a job."""
-        self.doing, self.heard = (number, job), time.monotonic()
-        self.pipe.send(job)
+    def begin(self, number: int, job: Job) -> bool:
+        """Hand over a job; return False if the process has died meanwhile."""
+        try:
+            self.pipe.send(job)
+        except OSError:
+            return False
+        self.doing, self.heard, self.steps = (number, job), time.monotonic(), False
+        return True
 
     def listen(self, tell: Callable[[int, str], None]) -> tuple[Driven | None, str]:
         """Read what it says: what it has driven, or how it died; neither after a mere step."""
@@ -83,13 +98,15 @@ class _Worker:
         try:
             while self.pipe.poll():
                 said = self.pipe.recv()
-                self.heard = time.monotonic()
+                self.heard, self.steps = time.monotonic(), True
                 if isinstance(said, BaseException):
                     raise said
+                if isinstance(said, _Broken):
+                    return None, said.trace
                 if not isinstance(said, str):
                     return said, ""
                 tell(self.doing[0], said)
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             self.process.join()
             return None, f"the process that drove it died with exit code {self.process.exitcode}"
         return None, ""
@@ -129,13 +146,18 @@ class Crew:
         parts: dict[int, Driven] = {}  # of jobs that are driven scene by scene
         self.workers += [_hire(self.task) for _ in range(min(self.count, len(jobs)) - len(self.workers))]
         while waiting or any(worker.doing for worker in self.workers):
-            for worker in self.workers:
+            for place, worker in enumerate(self.workers):
                 if worker.doing is None and waiting:
-                    worker.begin(*waiting.popleft())
+                    if worker.begin(*waiting[0]):
+                        waiting.popleft()
+                    else:
+                        _dismiss(worker)
+                        self.workers[place] = _hire(self.task)
             wait([worker.pipe for worker in self.workers if worker.doing], timeout=1.0)
             for worker in [worker for worker in self.workers if worker.doing]:
                 driven, failure = worker.listen(tell)
-                if driven is None and not failure and time.monotonic() - worker.heard > self.limit:
+                patience = self.limit + (0 if worker.steps else OPENING)
+                if driven is None and not failure and time.monotonic() - worker.heard > patience:
                     failure = f"no step within {self.limit:g} s: the policy or the world never returned, and was stopped"
                 if driven is None and not failure:
                     continue
@@ -148,7 +170,7 @@ class Crew:
                         waiting.extendleft((number, replace(job, numbers=(one,))) for one in reversed(job.numbers))
                         parts[number] = []
                         continue
-                    driven = list[tuple[Scenario, Film | None]]([(self._failed(job, failure), None)])
+                    driven = list[tuple[Scenario, dict[str, Any] | None]]([(self._failed(job, failure), None)])
                 assert driven is not None
                 if number in parts:
                     parts[number] += driven
@@ -163,7 +185,11 @@ class Crew:
         return [ids[number] for number in job.numbers]
 
     def _failed(self, job: Job, failure: str) -> Scenario:
-        return Scenario(self._ids(job)[0], job.seed + job.numbers[0], "policy_failed", error=failure, trace=failure)
+        """Return the row of a scenario whose process died, hung or broke; only a user's own driver is blamed for it."""
+        ended = "policy_failed" if ":" in job.policy else "failed"
+        return Scenario(
+            self._ids(job)[0], job.seed + job.numbers[0], ended, error=failure.strip().splitlines()[-1], trace=failure
+        )
 
 
 def _hire(task: Task) -> _Worker:
@@ -205,11 +231,15 @@ def _work(pipe: Connection, task: Task, path: list[str]) -> None:
                 scenes,
                 sizes,
                 task.horizon,
-                TERMINATE_ON,
+                (),
                 lambda done, total, step: pipe.send(step),
             )
-            pipe.send(batches.run(job.numbers, job.seed, job.film))
+            driven = batches.run(job.numbers, job.seed, job.film)
+            pipe.send([(one, film and film_data(film.states, one.ended)) for one, film in driven])
         except KeyboardInterrupt:
             return
         except (ValueError, OSError, ImportError) as error:
             pipe.send(error)
+        except Exception:  # an error of ours, in measures, worlds or torch: told as that, and never put on the policy
+            pipe.send(_Broken(traceback.format_exc()))
+            raise

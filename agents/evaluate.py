@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ..envs.score import TERMS, epdms
 from ..envs.vector import WORLDS
-from ..renderers.report import film_data, write_report
+from ..renderers.report import write_report
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, start_run
@@ -47,18 +47,15 @@ FREE = ("out", "workers", "time_limit", "resume")
 class Evaluate:
     """Score policies: every policy on every scene, in every world, with every seed.
 
-    A scenario is scored by nuPlan's closed-loop score (no at-fault collision, drivable area, driving direction, progress, time to
-    collision, speed limit, comfort) and NAVSIM's EPDMS (red lights and lane keeping too), both from 0 to 1. It ends early only
-    where both are 0 whatever comes: at a collision by the policy's fault, or off the road. A policy that raises, answers NaN or
-    the wrong shape, or never returns fails that scenario alone, which then scores 0; the exit code is then 1.
+    A scenario runs to its horizon and is scored by nuPlan's closed-loop score (no at-fault collision, drivable area, driving
+    direction, progress, time to collision, speed limit, comfort) and NAVSIM's EPDMS (red lights and lane keeping too), both from
+    0 to 1. A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone,
+    which then scores 0; the exit code is then 1.
 
     The run folder gets scenarios.csv (one row a scenario), leaders.csv (means with 95 % intervals, bootstrap over scenes),
     pairs.csv (paired differences between policies, with p values), report.html (all of it on one page, with a player), run.json.
 
-    Example:
-        worldloop evaluate --policies idm pdm my_driver:Careful --scenes scenes/held --out runs/evaluation
-        worldloop evaluate --policies idm --worlds learned sumo --scenes scenes/held --seeds 0 1 2
-        worldloop evaluate --repeat runs/evaluation --out runs/again
+    Example: worldloop evaluate --policies idm pdm my_driver:Careful --worlds learned sumo --scenes scenes/held
     """
 
     policies: tuple[str, ...] = ("idm",)
@@ -80,7 +77,7 @@ class Evaluate:
     workers: int | None = None
     """Processes, as many as cores if not given; the results do not depend on it."""
     time_limit: float = 60.0
-    """Seconds that a step of a batch may take before its process is stopped."""
+    """Seconds that a step of a batch may take before its process is stopped; two minutes more until the first one."""
     show: tuple[str, ...] = ()
     """Scenes by id that the report plays, besides the best and the worst of every policy."""
     out: Path | None = None
@@ -107,12 +104,12 @@ def run_evaluate(args: Evaluate) -> int:
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
         raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
-    films = film_all(args, jobs, rows, errors)
-    write_report(run.folder / "report.html", _about(args, rows), summary["leaders"], summary["pairs"], _told(rows), films)
     write_csv(run.folder / "scenarios.csv", rows)
     write_csv(run.folder / "leaders.csv", summary["leaders"])
     if summary["pairs"]:
         write_csv(run.folder / "pairs.csv", summary["pairs"])
+    films = film_all(args, jobs, rows, errors)
+    write_report(run.folder / "report.html", _about(args, rows), summary["leaders"], summary["pairs"], _told(rows), films)
     run.finish({"scenarios": len(rows), "failed": sum(row["error"] is not None for row in rows), **summary})
     _print(summary, rows, out)
     return 1 if any(row["error"] is not None for row in rows) else 0
@@ -122,6 +119,9 @@ def _repeated(args: Evaluate) -> Evaluate:
     """Return the arguments of the evaluation that is to be repeated, with this one's place and workers."""
     if args.repeat is None:
         return args
+    changed = [f.name for f in fields(args) if f.name not in (*FREE, "repeat") and getattr(args, f.name) != f.default]
+    if changed:
+        raise ValueError(f"--repeat takes --{changed[0].replace('_', '-')} from {args.repeat}/run.json: leave it out")
     known = finished_record(args.repeat, "evaluate")["arguments"]
     lists = {name: tuple(known[name]) for name in ("policies", "worlds", "seeds", "show")}
     weights = Path(known["weights"]) if known["weights"] else None
@@ -189,6 +189,11 @@ def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -
             progress.advance(bar, len(driven))
     first = _human_jobs(jobs)
     human = {row["scene"]: row for number in range(first) for row in known[number]}
+    unknown = sum(row["error"] is not None for row in human.values())
+    if unknown:
+        console.print(
+            f"in {unknown} of {len(human)} scenes the log is too short to forgive what its own driver fails: EPDMS as it is"
+        )
     return [_forgiven(row, human.get(row["scene"])) for number in range(first, len(jobs)) for row in known[number]]
 
 
@@ -200,9 +205,9 @@ def _human_jobs(jobs: Sequence[Job]) -> int:
 def _forgiven(row: dict[str, Any], human: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a row with EPDMS' human filter, where the log's ego could be driven."""
     if row["error"] is not None or human is None or human["error"] is not None:
-        return row
+        return {**row, "human_filter": False}
     terms, logged = ({name: torch.tensor([one[f"term_{name}"]]) for name in TERMS} for one in (row, human))
-    return {**row, "epdms": epdms(terms, logged).item()}
+    return {**row, "epdms": epdms(terms, logged).item(), "human_filter": True}
 
 
 def film_all(
@@ -236,7 +241,7 @@ def film_all(
                     key = "|".join((again[number].world, again[number].policy, str(scenario.seed), scenario.scene))
                     row = titles[key]
                     title = f"{row['policy']} in {row['world']}: {row['scene']}, seed {row['seed']}: score {row['nuplan']:.2f}"
-                    films[key] = film_data(film.states, title, scenario.ended)
+                    films[key] = {"title": title, **film}
     return {key: films[key] for key in sorted(films, key=lambda key: (titles[key]["nuplan"], key))}
 
 
@@ -254,7 +259,7 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "score": row["nuplan"],
             "epdms": row["epdms"],
             "seconds": row["steps"] * TIME_STEP,
-            "fault": int(row["ended"] == "at_fault_collision"),
+            "fault": int(row["error"] is None and row["term_no_at_fault_collision"] < 1),
         }
         for row in rows
     ]

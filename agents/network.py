@@ -27,13 +27,15 @@ from ..worldmodel.dynamics import KinematicBicycle
 from ..worldmodel.files import write_json, write_tensors
 from ..worldmodel.raster import PIECE_POINTS
 from ..worldmodel.world import World
-from .crew import TERMINATE_ON
 from .rollout import open_scenes, rollout
 
 Observed = Mapping[str, Tensor]
 
 SETS = {"agents": len(AGENT_FEATURES), "polylines": len(POLYLINE_FEATURES) + 2 * PIECE_POINTS, "signals": len(SIGNAL_FEATURES)}
 """Features of a row of each set; a polyline's points stand behind its features."""
+
+TERMINATE_ON = ("at_fault_collision", "off_road")
+"""What ends an episode in training: what makes both driving scores 0."""
 
 CLIP = 5.0
 """Standard deviations beyond which a normalised feature is cut off."""
@@ -186,7 +188,7 @@ def open_training(scenes: str, validation: str, count: int) -> tuple[SceneDatase
 
 
 def score(network: DriverNetwork, world: World, held: SceneDataset, horizon: int) -> dict[str, float]:
-    """Return the scores of a network in training, as `worldloop evaluate` would give them."""
+    """Return the scores of a network in training, the mean over the scenarios that did not fail."""
     driven = rollout(NetworkPolicy(network), world, held, steps=horizon, terminate_on=TERMINATE_ON).summary()
     network.train()
     if driven["nuplan"] is None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..envs.ground import Ground, ground
-from ..envs.measures import ego_measures, next_past, start_past
+from ..envs.measures import PAST_STEPS, ego_measures, next_past, start_past
+from ..envs.observation import EGO_FEATURES
 from ..envs.score import DrivingRecord, driving_terms, nuplan_score
 from ..worldmodel.world import ConstantVelocityWorld, State
 from .rules import CAR, IdmPolicy
@@ -30,7 +31,7 @@ class PdmPolicy:
 
     Attributes:
         offsets: metres to the left of the route.
-        speed_factors: shares of the wanted speed.
+        speed_factors: shares of the wanted speed, rising; of plans that score alike the slowest is driven.
         horizon: steps that a proposal is rolled out for (PDM-Closed: 40).
         every: steps between two plans.
         hold: steps for which a proposal keeps an action: deciding costs more than moving and measuring.
@@ -38,7 +39,7 @@ class PdmPolicy:
     """
 
     offsets: tuple[float, ...] = (0.0, -1.0, 1.0)
-    speed_factors: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4, 0.2)
+    speed_factors: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     horizon: int = 40
     every: int = 5
     hold: int = 4
@@ -51,16 +52,21 @@ class PdmPolicy:
             self._plan = torch.zeros(len(state), 2)
         due = ((state.step % self.every) == 0).nonzero()[:, 0]
         if len(due):
-            self._plan = self._plan.index_copy(0, due, self._best(state.take(due)))
+            seen = torch.as_tensor(observation["ego"])[due] if "ego" in observation else None
+            self._plan = self._plan.index_copy(0, due, self._best(state.take(due), seen))
         return self.driver.drive(state, self._plan[:, 0], self._plan[:, 1])
 
-    def _best(self, state: State) -> Tensor:
-        """Return share of speed and offset (B, 2) of the best proposal of each scene."""
-        plans = torch.tensor([(share, offset) for offset in self.offsets for share in self.speed_factors])
+    def _best(self, state: State, seen: Tensor | None = None) -> Tensor:
+        """Return share of speed and offset (B, 2) of the best proposal of each scene, `seen` (B, ...) the observation's ego."""
+        plans = torch.tensor([(share, offset) for share in self.speed_factors for offset in self.offsets])
         count = len(plans)
         state, on = surrounded(state)
         state, on, plan = state.repeat(count), on.repeat(count), plans.repeat(len(state), 1)
         world, past, record = ConstantVelocityWorld(), start_past(state, on), DrivingRecord.begin(len(state))
+        if seen is not None:  # the past of the log's ego is not that of ours
+            names = ("acceleration", "lateral_acceleration", "yaw_rate")
+            motion = seen[:, [list(EGO_FEATURES).index(name) for name in names]].repeat_interleave(count, dim=0)
+            past = replace(past, **{name: motion[:, i, None].repeat(1, PAST_STEPS) for i, name in enumerate(names)})
         action = torch.zeros(len(state), 2)
         for step in range(self.horizon):
             if step % self.hold == 0:

@@ -31,8 +31,8 @@ from ..envs.vector import DriveVectorEnv
 from ..renderers.curves import plot_lines
 from ..worldmodel.files import write_tensors
 from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, seeded_generator, start_run
-from .crew import TERMINATE_ON, open_named_world
-from .network import DriverNetwork, as_tensors, open_training, score
+from .crew import open_named_world
+from .network import TERMINATE_ON, DriverNetwork, as_tensors, open_training, score
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -44,10 +44,7 @@ class Ppo:
     The run folder gets metrics.jsonl (losses, returns, and every --evaluate-every updates nuPlan's score on the --validation
     scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`) and the checkpoint for --resume.
 
-    Example:
-        worldloop train ppo --scenes scenes/made --validation scenes/held --out runs/ppo
-        worldloop train ppo --scenes scenes/made --validation scenes/held --start-from runs/clone/model --out runs/ppo_tuned
-        worldloop evaluate --policies idm runs/ppo/model --scenes scenes/held
+    Example: worldloop train ppo --scenes scenes/made --validation scenes/tuning --out runs/ppo
     """
 
     scenes: str
@@ -275,7 +272,7 @@ def train(
 ) -> dict[str, float]:
     """Run the remaining updates; keep the driver that scores best; return the last numbers."""
     args, results, clock = trainer.args, {}, time.monotonic()
-    observation, _ = env.reset(seed=args.seed + trainer.update)
+    observation, _ = env.reset(seed=args.seed + trainer.update * args.envs)
     assert isinstance(observation, dict)
     seen: Mapping[str, Tensor] = as_tensors(observation)
     if trainer.update == 0 and args.start_from is None:
@@ -295,7 +292,7 @@ def train(
                     trainer.network.save_pretrained(run.folder / "model")
                 trainer.save(run.folder)
             run.log(trainer.update, **told)
-            if results and trainer.update % args.evaluate_every == 0:
+            if "nuplan" in told:
                 run.checkpoint()
                 plot(read_metrics(run.folder), run.folder / "learning_curves.png")
             clock = time.monotonic()

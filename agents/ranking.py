@@ -31,7 +31,7 @@ FIGURES = {
 """Columns of the leader table, and the columns of the rows that they are means of."""
 
 FAULTS = ("at_fault_collision", "off_road", "red_light")
-"""Of these the share of scenarios in which it happened is told: 1 less the mean of the term."""
+"""Of these the share of scenarios in which it happened is told."""
 
 FLIPS = 10_000
 """Random sign flips of the paired permutation test."""
@@ -56,6 +56,15 @@ def by_scene(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, float]
     return {scene: float(np.mean(values)) for scene, values in found.items()}
 
 
+def fault_shares(rows: Sequence[Mapping[str, Any]], name: str, column: str) -> dict[str, float]:
+    """Return the share of each scene's drives in which a fault happened; what failed, or has no road edges, tells nothing."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        if row["error"] is None and not (name == "off_road" and row["off_road"] is None):
+            found.setdefault(row["scene"], []).append(float(row[column]) < 1)
+    return {scene: float(np.mean(values)) for scene, values in found.items()}
+
+
 def leader_row(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """Return counts and the `FIGURES` of one policy in one world, each with `_low` and `_high`."""
     line: dict[str, Any] = {
@@ -64,10 +73,8 @@ def leader_row(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         "failed_by_policy": sum(row["ended"] == "policy_failed" for row in rows),
     }
     for name, column in FIGURES.items():
-        scenes = by_scene(rows, column)
+        scenes = fault_shares(rows, name, column) if name in FAULTS else by_scene(rows, column)
         values = torch.tensor(list(scenes.values()), dtype=torch.float64)
-        if name in FAULTS:
-            values = 1 - values
         means = values[resampled(len(values), seed)].mean(dim=1) if len(values) else values
         line[name] = values.mean().item() if len(values) else None
         line[f"{name}_low"], line[f"{name}_high"] = interval(means)

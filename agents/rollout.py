@@ -227,7 +227,7 @@ class Batches:
                 return drive(self.policy, env, seeds, limits, watched, lambda step: self.tell(numbers[0], len(self.scenes), step))
             finally:
                 env.close()
-        except (ValueError, ChildProcessError) as error:
+        except SCENE_ERRORS as error:
             if os.environ.get(TRACEBACK):
                 raise
             if len(numbers) == 1:
@@ -357,9 +357,10 @@ def _action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tens
         raise PolicyError(told) from error
     if tensor.shape != (env.num_envs, 2):
         raise PolicyError(f"the policy returned actions of shape {tuple(tensor.shape)}, wanted ({env.num_envs}, 2), one a scene")
-    if not torch.isfinite(tensor).all():
-        row = int((~torch.isfinite(tensor)).any(dim=1).nonzero()[0])
-        raise PolicyError(f"the policy returned {tensor[row].tolist()}, wanted finite numbers")
+    try:
+        env.actions.decode(tensor)
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
     return tensor
 
 

@@ -54,6 +54,9 @@ TIME_TO_COLLISION_HORIZON, LEAST_TIME_TO_COLLISION = 3.0, 0.95
 AHEAD, NOT_BEHIND = math.cos(math.radians(30)), math.cos(math.radians(150))
 """Cosines of the angles from the ego's heading within which somebody is ahead, and within which they are not behind."""
 
+REAR_AXLE = 0.282
+"""Share of its length by which the ego's rear axle lies behind its centre: nuPlan's car, 1.461 m of 5.176 m."""
+
 FLOW_STEPS = 10
 """nuPlan adds up over 1 s what is driven against the traffic (driving_direction_compliance)."""
 
@@ -246,11 +249,11 @@ def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     """Return every measure (B,) of the step that led to `state`, by its name.
 
     Where it went: `progress` m along the route, none beyond its end; `route_completion` share of the route from the reset to
-    its end; `expert_progress` m that the log's ego had made by now; `progress_share` of the step, of all that the log's ego will
-    make; `speed` m/s.
+    its end; `expert_progress` m that the log's ego had made by now; `progress_share` what the step adds to the share of all
+    that the log's ego will make, which ends at 1; `speed` m/s.
 
-    Whom it met: `collision`: its box overlaps another one; `collided_with` the agent (-1: nobody); `at_fault_collision`: with a
-    road user not touched before, and by nuPlan's rules the ego's fault; `at_fault_object`: the same with a standing object;
+    Whom it met: `collision`: its box overlaps another one; `collided_with` the agent (-1: nobody); `at_fault_collision`: how
+    many road users not touched before it met, by nuPlan's rules by its own fault; `at_fault_object`: standing objects likewise;
     `time_to_collision` s, see there; `safe_time_to_collision`: more than `LEAST_TIME_TO_COLLISION`, and no fault now.
 
     Where it drove: `off_road`: a corner is beyond the road's edge, and the ego has been on the road before (a log may begin
@@ -263,19 +266,20 @@ def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     """
     hit = ego_overlaps(state)
     fault, standing = at_fault(state, past), state.scene.kind == AgentKind.OBJECT
-    faulty = (fault & ~standing).any(dim=1)
     seconds = time_to_collision(state, past)
     overspeed = (past.speed - past.lane.speed_limit).clamp(min=0.0)
+    driven = past.arc.minimum(past.length) - past.start
+    share = lambda metres: (metres / past.expert_whole.clamp(min=LEAST_PROGRESS)).clamp(max=1.0)  # noqa: E731
     return {
         "progress": past.progress,
         "route_completion": ((past.arc - past.start) / (past.length - past.start).clamp(min=1e-3)).clamp(0.0, 1.0),
         "expert_progress": past.expert,
-        "progress_share": past.progress / past.expert_whole.clamp(min=LEAST_PROGRESS),
+        "progress_share": share(driven) - share(driven - past.progress),
         "speed": past.speed,
         "collision": hit.any(dim=1),
         "collided_with": torch.where(hit.any(dim=1), hit.long().argmax(dim=1), -1),
-        "at_fault_collision": faulty,
-        "at_fault_object": (fault & standing).any(dim=1),
+        "at_fault_collision": (fault & ~standing).sum(dim=1),
+        "at_fault_object": (fault & standing).sum(dim=1),
         "time_to_collision": seconds,
         "safe_time_to_collision": (seconds > LEAST_TIME_TO_COLLISION) & ~fault.any(dim=1),
         "off_road": past.on_road & (past.edge_distance > OFF_ROAD_TOLERANCE),
@@ -367,8 +371,9 @@ def time_to_collision(state: State, past: EgoPast) -> Tensor:
 
 
 def _cosine_to_others(state: State) -> Tensor:
-    """Cosine (B, A) of the angle from the ego's heading to the centre of each agent."""
-    ego = state.ego()
-    way = state.position[..., :2] - ego.position[:, None, :2]
+    """Cosine (B, A) of the angle between the ego's heading and the way from its rear axle to the centre of each agent."""
+    ego, length = state.ego(), state.scene.size[state.scene.ego_row(), state.scene.ego, 0]
+    axle = ego.position[:, :2] - (REAR_AXLE * length)[:, None] * torch.stack((ego.heading.cos(), ego.heading.sin()), dim=-1)
+    way = state.position[..., :2] - axle[:, None]
     ahead = way[..., 0] * ego.heading.cos()[:, None] + way[..., 1] * ego.heading.sin()[:, None]
     return ahead / way.norm(dim=-1).clamp(min=1e-6)

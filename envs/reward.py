@@ -1,8 +1,9 @@
 """Reward: a weighted sum of measures, every term by its name.
 
 A reward is a preset of `PRESETS` or weights of one's own, `{measure: weight}`; each step it is the sum of weight times measure.
-The only shaping is progress, which is potential-based (Ng, Harada, Russell, "Policy invariance under reward transformations",
-ICML 1999) with the metres along the route as the potential: going back costs what going there earned.
+Progress is the difference of a potential (metres along the route, or the share of the expert's way, up to 1): going back costs
+what going there earned, so nothing is gained by going to and fro (Ng, Harada, Russell, "Policy invariance under reward
+transformations", ICML 1999).
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ PRESETS: dict[str, dict[str, float]] = {
         "against_flow": -1 / 60,
     },
     "epdms": {
-        "progress_share": 5 / 16,
-        "safe_time_to_collision": 5 / 16 / EPISODE,
-        "lane_keeping": 2 / 16 / EPISODE,
-        "comfort": 4 / 16 / EPISODE,
+        "progress_share": 5 / 14,
+        "safe_time_to_collision": 5 / 14 / EPISODE,
+        "lane_keeping": 2 / 14 / EPISODE,
+        "comfort": 2 / 14 / EPISODE,
         "at_fault_collision": -1.0,
         "at_fault_object": -0.5,
         "off_road": -1.0,

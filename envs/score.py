@@ -1,9 +1,6 @@
 """Driving scores of whole scenarios: nuPlan's closed-loop score and NAVSIM's EPDMS, from the measures of every step.
 
-    record = DrivingRecord.begin(B)
-    ... record = record.add(measures) at every step
-    terms = driving_terms(record)
-    nuplan_score(terms), epdms(terms, human)
+    record = DrivingRecord.begin(B); record = record.add(measures) at every step; nuplan_score(driving_terms(record))
 
 Sources: nuplan-devkit, config/simulation_metric and planning/script/config/simulation/metric_aggregator
 (closed_loop_reactive_agents_weighted_average); navsim, docs/metrics.md. Deviations: progress is measured along the route of the

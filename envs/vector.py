@@ -245,7 +245,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             seen = self._observe(episode)
         reward = torch.stack(list(terms.values())).sum(dim=0).numpy()
         no_end = torch.zeros(self.num_envs, dtype=torch.bool)
-        terminated = torch.stack([no_end, *(measures[name] for name in self.terminate_on)]).any(dim=0).numpy()
+        terminated = torch.stack([no_end, *(measures[name].bool() for name in self.terminate_on)]).any(dim=0).numpy()
         truncated = (episode.state.step >= episode.horizon).numpy()
         self._over = terminated | truncated
         infos: Info = {}

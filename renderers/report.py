@@ -21,12 +21,11 @@ MAP_RADIUS = 120.0
 """Metres around the ego's way within which the map is shown."""
 
 
-def film_data(states: Sequence[State], title: str, ended: str) -> dict[str, Any]:
+def film_data(states: Sequence[State], ended: str) -> dict[str, Any]:
     """Return what the player shows of one scenario: map, route, sizes, and for each state everyone's pose; centimetres suffice.
 
     Args:
         states: B = 1 each, in order.
-        title: shown above.
         ended: why it was over.
     """
     scene = states[0].scene
@@ -43,7 +42,6 @@ def film_data(states: Sequence[State], title: str, ended: str) -> dict[str, Any]
         speed = round(float(state.velocity[0, ego].norm()), 2)
         frames.append({"agents": poses, "signals": signals, "speed": speed})
     return {
-        "title": title,
         "ended": ended,
         "ego": ego,
         "lines": _lines(scene, way),
@@ -88,8 +86,8 @@ def write_report(
         leaders: lines with world, policy, and the figures of the leader table.
         pairs: lines with world, policy, than, difference (with _low, _high), p_value, scenes.
         rows: lines with key, scene, policy, world, seed, score, epdms, ended, seconds, progress, fault, error, trace.
-        films: by the key of their row, from `film_data`.
+        films: by the key of their row, from `film_data`, each with a `title` to show above it.
     """
     data = {"about": about, "leaders": leaders, "pairs": pairs, "rows": rows, "films": films}
-    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")  # so that no text of a user ends the script
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")  # so that no text of a user ends the script
     write_text(path, TEMPLATE.read_text().replace("/*DATA*/", text))

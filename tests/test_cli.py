@@ -113,7 +113,7 @@ def test_rollout_with_failed_scenarios_ends_with_one(place: Path, capsys: pytest
     assert main([*words, "--out", "mine"]) == 1
     shown = capsys.readouterr().out
     assert "3 scenarios, 3 failed" in shown
-    assert "failed: hand/0: the policy returned [nan, nan], wanted finite numbers" in shown
+    assert "failed: hand/0: action of sub-environment 0: acceleration is nan" in shown
     assert json.loads(Path("mine/run.json").read_text())["results"]["failed"] == 3
 
 

@@ -79,44 +79,44 @@ def test_a_front_bumper_in_a_moving_box_is_the_egos_fault_once():
     state = alone(start(), LEADER)
     hit = put(state, LEADER, 4.0, 0.0, 5.0)
     found = measured(state, hit)
-    assert found["at_fault_collision"] is True
-    assert found["at_fault_object"] is False
+    assert found["at_fault_collision"] == 1
+    assert found["at_fault_object"] == 0
     assert found["safe_time_to_collision"] is False
     later = measured(state, hit, hit)
     assert later["collision"] is True
-    assert later["at_fault_collision"] is False
+    assert later["at_fault_collision"] == 0
 
 
 def test_it_is_never_at_fault_when_run_into_or_when_standing():
     state = alone(start(), FOLLOWER)
-    assert measured(state, put(state, FOLLOWER, -4.0, 0.0, 15.0))["at_fault_collision"] is False
+    assert measured(state, put(state, FOLLOWER, -4.0, 0.0, 15.0))["at_fault_collision"] == 0
     state = alone(put(start(), EGO, 0.0, 0.0, 0.0), LEADER)
-    assert measured(state, put(state, LEADER, 4.0, 0.0, 5.0))["at_fault_collision"] is False
+    assert measured(state, put(state, LEADER, 4.0, 0.0, 5.0))["at_fault_collision"] == 0
 
 
 def test_who_stands_is_always_hit_by_fault():
     state = alone(start(), FOLLOWER)
-    assert measured(state, put(state, FOLLOWER, -4.0, 0.0, 0.0))["at_fault_collision"] is True
+    assert measured(state, put(state, FOLLOWER, -4.0, 0.0, 0.0))["at_fault_collision"] == 1
 
 
 @pytest.mark.parametrize(("y", "fault"), [(0.0, False), (0.84, False), (0.86, True), (-1.2, True)])
 def test_beside_each_other_the_fault_is_of_who_is_not_within_one_lane(y, fault):
     state = alone(put(start(), EGO, 0.0, y, 10.0), NEIGHBOUR)  # 1.75 m of half a lane less 0.9 m of half a car: 0.85 m
-    assert measured(state, put(state, NEIGHBOUR, -0.5, y + 1.7, 10.0))["at_fault_collision"] is fault
+    assert measured(state, put(state, NEIGHBOUR, -0.5, y + 1.7, 10.0))["at_fault_collision"] == int(fault)
 
 
 def test_objects_are_told_from_road_users():
     state = alone(start(), CONE)
     found = measured(state, put(state, EGO, 39.0, -2.0, 10.0))
-    assert found["at_fault_object"] is True
-    assert found["at_fault_collision"] is False
+    assert found["at_fault_object"] == 1
+    assert found["at_fault_collision"] == 0
 
 
 def test_boxes_that_overlap_at_the_reset_are_nobodys_fault():
     state = alone(put(start(), LEADER, 4.0, 0.0, 5.0), LEADER)
     found = measured(state, state)
     assert found["collision"] is True
-    assert found["at_fault_collision"] is False
+    assert found["at_fault_collision"] == 0
 
 
 def test_metres_against_the_flow_are_those_of_the_last_second():

@@ -16,7 +16,7 @@ from worldloop.renderers.report import film_data, write_report
 from worldloop.worldmodel.world import ConstantVelocityWorld
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-NASTY = "</script><script>document.title = 'owned'</script>"
+NASTY = "</script><script>document.title = 'owned'</script><!--<script> "
 
 
 def film() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def film() -> dict[str, Any]:
     states = [world.reset(straight_road(), torch.zeros(1, dtype=torch.int64))]
     for _ in range(20):
         states.append(world.step(states[-1], None))
-    return film_data(states, "idm in learned: hand/0", "at_fault_collision")
+    return {"title": "idm in learned: hand/0", **film_data(states, "at_fault_collision")}
 
 
 def row(number: int, policy: str, score: float, error: str | None = None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_too_few_policies_are_refused(scenes: Path, tmp_path: Path) -> None:
 def row(policy: str, world: str, score: float) -> dict[str, Any]:
     terms = ("no_at_fault_collision", "drivable_area", "traffic_light", "progress", "time_to_collision", "speed_limit")
     more = {f"term_{name}": score for name in (*terms, "lane_keeping", "comfort")}
-    fixed = {"scene": "a", "seed": 0, "nuplan": score, "epdms": score, "ended": "horizon", "error": None}
+    fixed = {"scene": "a", "seed": 0, "nuplan": score, "epdms": score, "ended": "horizon", "error": None, "off_road": False}
     return {**fixed, **more, "policy": policy, "world": world}
 
 
