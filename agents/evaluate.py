@@ -39,6 +39,9 @@ from .rollout import open_scenes
 HUMAN = ("replay", "replay")
 """Policy and world in which the log's ego drives as it did."""
 
+SIGNIFICANT = 0.05
+"""p values up to which a difference is called one; of many pairs some are below it by chance."""
+
 FREE = ("out", "workers", "time_limit", "resume")
 """Arguments that change no number."""
 
@@ -304,12 +307,11 @@ def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Ma
     console.print(table)
     for pair in summary["pairs"]:
         if pair["difference"] is not None:
-            told = cell(pair, "difference", places=3)
-            console.print(
-                f"{pair['world']}: {pair['policy']} is better than {pair['than']} by {told}, p = {pair['p_value']:.4f}",
-                markup=False,
-                soft_wrap=True,
-            )
+            told = f"{cell(pair, 'difference', places=3)}, p = {pair['p_value']:.4f}"
+            than = f"{pair['policy']} is better than {pair['than']} by {told}"
+            if pair["p_value"] > SIGNIFICANT:
+                than = f"{pair['policy']} and {pair['than']} are not told apart by these scenes: {told}"
+            console.print(f"{pair['world']}: {than}", markup=False, soft_wrap=True)
     failed = [row for row in rows if row["error"] is not None]
     for row in failed[:10]:
         console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)

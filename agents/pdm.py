@@ -48,9 +48,9 @@ class PdmPolicy:
 
     def act(self, observation: Any, state: State) -> Tensor:
         """See `Policy.act`."""
-        if len(self._plan) != len(state):
-            self._plan = torch.zeros(len(state), 2)
         due = ((state.step % self.every) == 0).nonzero()[:, 0]
+        if len(self._plan) != len(state):  # other scenes than before
+            self._plan, due = torch.zeros(len(state), 2), torch.arange(len(state))
         if len(due):
             seen = torch.as_tensor(observation["ego"])[due] if "ego" in observation else None
             self._plan = self._plan.index_copy(0, due, self._best(state.take(due), seen))

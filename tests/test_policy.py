@@ -50,7 +50,7 @@ def showing(scene: Scene, signal: SignalState) -> Scene:
     return replace(scene, signal_state=torch.full_like(scene.signal_state, int(signal)))
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "pdm"])  # it plans ahead: see test_pdm.py
 def test_actions_are_within_limits_and_single_equals_batch(name: str) -> None:
     policy, scenes = load_policy(name), several_roads(3)
     states, actions = drive(policy, scenes, steps=30)
