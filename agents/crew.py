@@ -2,13 +2,15 @@
 
 Every job is a batch of scenes of one policy in one world. A worker tells each step that it has done; one that tells nothing for
 `limit` seconds is killed, as a policy that never returns cannot be stopped otherwise, and one that dies (a crash in a policy's
-library) is seen at once. Its batch is then driven scene by scene, until the scene that is to blame stands alone. Torch runs on
-one thread in every worker, so rows do not depend on how many workers there are.
+library) is seen at once. Its batch is then driven scene by scene, until the scene that is to blame stands alone. What died or
+hung is put on the policy where that is a user's own; an error of worldloop's never is. Torch runs on one thread in every worker,
+so rows do not depend on how many workers there are.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -68,9 +70,10 @@ def open_named_world(name: str, weights: Path | None) -> World:
 
 @dataclass(frozen=True)
 class _Broken:
-    """What a worker sends of an error that is neither the policy's nor the scene's."""
+    """Why a job has not been driven: an error of ours, which a worker tells with its trace, or a process that died or hung."""
 
     trace: str
+    ours: bool
 
 
 @dataclass
@@ -92,8 +95,8 @@ class _Worker:
         self.doing, self.heard, self.steps = (number, job), time.monotonic(), False
         return True
 
-    def listen(self, tell: Callable[[int, str], None]) -> tuple[Driven | None, str]:
-        """Read what it says: what it has driven, or how it died; neither after a mere step."""
+    def listen(self, tell: Callable[[int, str], None]) -> Driven | _Broken | None:
+        """Read what it says: what it has driven, or why it has not; None after a mere step."""
         assert self.doing is not None
         try:
             while self.pipe.poll():
@@ -101,29 +104,27 @@ class _Worker:
                 self.heard, self.steps = time.monotonic(), True
                 if isinstance(said, BaseException):
                     raise said
-                if isinstance(said, _Broken):
-                    return None, said.trace
                 if not isinstance(said, str):
-                    return said, ""
+                    return said
                 tell(self.doing[0], said)
         except (EOFError, ConnectionError):
             self.process.join()
-            return None, f"the process that drove it died with exit code {self.process.exitcode}"
-        return None, ""
+            return _Broken(f"the process that drove it died with exit code {self.process.exitcode}", ours=False)
+        return None
 
 
 class Crew:
     """Drives jobs with several processes; use it as a context manager, so that none is left behind."""
 
-    def __init__(self, task: Task, workers: int, limit: float) -> None:
+    def __init__(self, task: Task, workers: int | None, limit: float) -> None:
         """Prepare to drive.
 
         Args:
             task: what all jobs share.
-            workers: processes.
+            workers: processes; as many as cores if None.
             limit: seconds for a step, after which a worker is killed.
         """
-        self.task, self.count, self.limit = task, workers, limit
+        self.task, self.count, self.limit = task, workers or os.cpu_count() or 1, limit
         self.workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
@@ -155,23 +156,23 @@ class Crew:
                         self.workers[place] = _hire(self.task)
             wait([worker.pipe for worker in self.workers if worker.doing], timeout=1.0)
             for worker in [worker for worker in self.workers if worker.doing]:
-                driven, failure = worker.listen(tell)
+                found = worker.listen(tell)
                 patience = self.limit + (0 if worker.steps else OPENING)
-                if driven is None and not failure and time.monotonic() - worker.heard > patience:
-                    failure = f"no step within {self.limit:g} s: the policy or the world never returned, and was stopped"
-                if driven is None and not failure:
+                if found is None and time.monotonic() - worker.heard > patience:
+                    told = f"no step within {self.limit:g} s: the policy or the world never returned, and was stopped"
+                    found = _Broken(told, ours=False)
+                if found is None:
                     continue
                 assert worker.doing is not None
                 (number, job), worker.doing = worker.doing, None
-                if failure:
+                driven: Driven = [(self._failed(job, found), None)] if isinstance(found, _Broken) else found
+                if isinstance(found, _Broken):
                     _dismiss(worker)
                     self.workers[self.workers.index(worker)] = _hire(self.task)
                     if len(job.numbers) > 1:
                         waiting.extendleft((number, replace(job, numbers=(one,))) for one in reversed(job.numbers))
                         parts[number] = []
                         continue
-                    driven = list[tuple[Scenario, dict[str, Any] | None]]([(self._failed(job, failure), None)])
-                assert driven is not None
                 if number in parts:
                     parts[number] += driven
                     if len(parts[number]) < len(jobs[number].numbers):
@@ -184,12 +185,11 @@ class Crew:
         ids = open_scenes(self.task.scenes).ids
         return [ids[number] for number in job.numbers]
 
-    def _failed(self, job: Job, failure: str) -> Scenario:
-        """Return the row of a scenario whose process died, hung or broke; only a user's own driver is blamed for it."""
-        ended = "policy_failed" if ":" in job.policy else "failed"
-        return Scenario(
-            self._ids(job)[0], job.seed + job.numbers[0], ended, error=failure.strip().splitlines()[-1], trace=failure
-        )
+    def _failed(self, job: Job, why: _Broken) -> Scenario:
+        """Return the row of a scenario that was not driven; for a process that died or hung a user's own driver is blamed."""
+        ended = "policy_failed" if not why.ours and ":" in job.policy else "failed"
+        error, scene = why.trace.strip().splitlines()[-1], self._ids(job)[0]
+        return Scenario(scene, job.seed + job.numbers[0], ended, error=error, trace=why.trace)
 
 
 def _hire(task: Task) -> _Worker:
@@ -241,5 +241,5 @@ def _work(pipe: Connection, task: Task, path: list[str]) -> None:
         except (ValueError, OSError, ImportError) as error:
             pipe.send(error)
         except Exception:  # an error of ours, in measures, worlds or torch: told as that, and never put on the policy
-            pipe.send(_Broken(traceback.format_exc()))
+            pipe.send(_Broken(traceback.format_exc(), ours=True))
             raise

@@ -15,15 +15,15 @@ from rich.table import Table
 
 from ..envs.observation import ObservationSize, visible
 from ..envs.scenarios import SHIPPED_SCENES
-from ..envs.vector import TRAIL_STEPS, open_world
+from ..envs.vector import TRAIL_STEPS
 from ..renderers.bev import BirdEyeRenderer, Observed
 from ..renderers.video import contact_sheet, write_picture, write_video
-from ..worldmodel.borders import OpenBorders
 from ..worldmodel.data.shards import DataError, SceneDataset
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.run import dated_folder, require_free, whole_run
 from ..worldmodel.scene import HISTORY_STEPS
-from ..worldmodel.world import LearnedWorld, ReplayWorld, World
+from ..worldmodel.world import ReplayWorld, World
+from .crew import open_named_world
 from .policy import load_policy
 from .rollout import Film, Scenario, open_scenes, rollout
 from .rollout import Rollout as Driven
@@ -164,12 +164,9 @@ def _run(command: str, args: Rollout) -> int:
 
 
 def _open_world(args: Rollout) -> World:
-    if args.weights is None:
-        return open_world(args.world)
-    if args.world not in ("learned", "learned_open"):
+    if args.weights is not None and args.world not in ("learned", "learned_open"):
         raise ValueError(f"--weights {args.weights} is for the learned world, found --world {args.world}: leave one of them out")
-    world = LearnedWorld.from_pretrained(args.weights)
-    return OpenBorders(world) if args.world == "learned_open" else world
+    return open_named_world(args.world, args.weights)
 
 
 def _check_horizon(horizon: int, scenes: SceneDataset, name: str, world: World, console: Console) -> None:

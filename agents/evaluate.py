@@ -9,8 +9,6 @@ Every job's rows are written down when it is done, so that a killed evaluation g
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -43,7 +41,7 @@ SIGNIFICANT = 0.05
 """p values up to which a difference is called one; of many pairs some are below it by chance."""
 
 FREE = ("out", "workers", "time_limit", "resume")
-"""Arguments that change no number."""
+"""Arguments that change no number, as long as no step takes longer than the limit."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Evaluate:
     """
 
     policies: tuple[str, ...] = ("idm",)
-    """Who drives: shipped drivers by name, or your own as module:attribute."""
+    """Who drives: shipped drivers by name, trained ones by their folder (RUN/model), or your own as module:attribute."""
     scenes: str = "demo"
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones."""
     worlds: tuple[str, ...] = ("learned",)
@@ -76,7 +74,7 @@ class Evaluate:
     horizon: int | None = None
     """Steps of 0.1 s. Not given: as long as each scene's log (80 where a scene is a moment without a log after it)."""
     batch: int = 8
-    """Scenes driven at once; the results do not depend on it."""
+    """Scenes driven at once; the results depend on it by rounding alone, where a network drives."""
     workers: int | None = None
     """Processes, as many as cores if not given; the results do not depend on it."""
     time_limit: float = 60.0
@@ -100,7 +98,7 @@ def run_evaluate(args: Evaluate) -> int:
     jobs = plan_jobs(args, len(scenes))
     errors = Console(stderr=True)
     if args.resume:
-        run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
+        run = resume_run(out, len(jobs), arguments, FREE)
     else:
         run = start_run(out, "evaluate", arguments, args.seeds[0])
     rows = drive_all(run, args, jobs, errors)
@@ -172,10 +170,10 @@ def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -
     missing = [number for number in range(len(jobs)) if number not in known]
     total = sum(len(job.numbers) for job in jobs)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    task, workers = Task(args.scenes, args.weights, args.horizon), args.workers or os.cpu_count() or 1
+    task = Task(args.scenes, args.weights, args.horizon)
     with (
         Progress(*columns, TextColumn("{task.fields[at]}"), console=console) as progress,
-        Crew(task, workers, args.time_limit) as crew,
+        Crew(task, args.workers, args.time_limit) as crew,
     ):
         done = total - sum(len(jobs[number].numbers) for number in missing)
         bar = progress.add_task("scenarios", total=total, completed=done, at="")
@@ -230,21 +228,25 @@ def film_all(
     ids = open_scenes(args.scenes).ids
     again, titles = [], {_key(row): row for row in rows}
     for job in jobs[_human_jobs(jobs) :]:
-        keys = {number: "|".join((job.world, job.policy, str(job.seed + number), ids[number])) for number in job.numbers}
-        filmed = tuple(number for number in job.numbers if keys[number] in wanted)
+        one = {"world": job.world, "policy": job.policy}
+        filmed = tuple(n for n in job.numbers if _key({**one, "seed": job.seed + n, "scene": ids[n]}) in wanted)
         if filmed:
             again.append(replace(job, film=filmed))
     films: dict[str, dict[str, Any]] = {}
-    task, workers = Task(args.scenes, args.weights, args.horizon), args.workers or os.cpu_count() or 1
-    with Crew(task, workers, args.time_limit) as crew:
+    task = Task(args.scenes, args.weights, args.horizon)
+    with Crew(task, args.workers, args.time_limit) as crew:
         batches = track(crew.drive(again), "filming", total=len(again), console=console, transient=True)
         for number, driven in batches:
             for scenario, film in driven:
                 if film is not None:
-                    key = "|".join((again[number].world, again[number].policy, str(scenario.seed), scenario.scene))
+                    key = _key({"world": again[number].world, "policy": again[number].policy, **scenario.row()})
                     row = titles[key]
                     title = f"{row['policy']} in {row['world']}: {row['scene']}, seed {row['seed']}: score {row['nuplan']:.2f}"
+                    if abs(scenario.nuplan - row["nuplan"]) > 1e-3:
+                        title += f"; driven again for this film it scored {scenario.nuplan:.2f}: the policy is not deterministic"
                     films[key] = {"title": title, **film}
+    for key in sorted(wanted - set(films)):
+        console.print(f"no film of {key}: it failed when it was driven again", markup=False)
     return {key: films[key] for key in sorted(films, key=lambda key: (titles[key]["nuplan"], key))}
 
 

@@ -88,7 +88,7 @@ def surrounded(state: State) -> tuple[State, Ground]:
     distance = (state.position[..., :2] - state.ego().position[:, None, :2]).norm(dim=-1)
     distance = torch.where(state.valid, distance, torch.inf).index_put((row, scene.ego), torch.tensor(-1.0))
     index = distance.argsort(dim=1, stable=True)[:, :NEAR]
-    pick = lambda tensor: tensor.gather(1, index.view(*index.shape, *[1] * (tensor.dim() - 2)).expand(-1, -1, *tensor.shape[2:]))  # noqa: E731
+    pick = lambda tensor: tensor[row[:, None], index]  # noqa: E731
     agents = {name: pick(getattr(scene, name)) for name in ("position", "heading", "velocity", "valid", "size", "kind")}
     near = replace(scene, **agents, ego=torch.zeros_like(scene.ego))
     moving = {

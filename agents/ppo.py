@@ -10,9 +10,9 @@ that is truncated is bootstrapped with the value of its last observation; one th
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +41,9 @@ CHECKPOINT = "checkpoint.safetensors"
 class Ppo:
     """Train a driver in a world by proximal policy optimisation.
 
-    The run folder gets metrics.jsonl (losses, returns, and every --evaluate-every updates nuPlan's score on the --validation
-    scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`) and the checkpoint for --resume.
+    The run folder gets metrics.jsonl (losses, rewards term by term, and every --evaluate-every updates nuPlan's score on the
+    --validation scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`; having been the best
+    flatters its score there, so score it on other scenes) and the checkpoint for --resume.
 
     Example: worldloop train ppo --scenes scenes/made --validation scenes/tuning --out runs/ppo
     """
@@ -134,6 +135,7 @@ class Trainer:
         """Drive `rollout_steps`; return what happened, flat over time and environments, and what is seen then."""
         kept: dict[str, list[Tensor]] = {}
         finals: list[tuple[int, int, Tensor]] = []
+        terms: Counter[str] = Counter()
         for step in range(self.args.rollout_steps):
             mean, spread, value = self.network(seen)
             action = mean + spread * torch.randn(mean.shape, generator=self.generator)
@@ -150,6 +152,9 @@ class Trainer:
             }
             for name, tensor in found.items():
                 kept.setdefault(name, []).append(tensor)
+            for part in (infos, infos.get("final_info", {})):  # of what goes on, of what ended
+                shares = part.get("reward_terms", {})
+                terms.update({name: float(values.sum()) for name, values in shares.items() if not name.startswith("_")})
             for row in np.flatnonzero(truncated):
                 final = {name: torch.from_numpy(array[None]) for name, array in infos["final_obs"][row].items()}
                 finals.append((step, int(row), self.network(final)[2][0]))
@@ -164,6 +169,7 @@ class Trainer:
         batch |= {"advantage": advantage, "target": target}
         told = {"reward": float(batch["reward"].mean()), "episodes": int(batch["over"].sum())}
         told |= {"terminated": float(batch["terminated"].sum() / batch["over"].sum().clamp(min=1))}
+        told |= {f"reward/{name}": value / batch["reward"].numel() for name, value in terms.items()}
         return {"told": told, **{name: tensor.flatten(0, 1) for name, tensor in batch.items()}}, seen
 
     def learn(self, batch: Mapping[str, Any]) -> dict[str, float]:
@@ -249,7 +255,7 @@ def run_ppo(args: Ppo) -> int:
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     if args.resume:
         trainer.load(out)
-        run = resume_run(out, trainer.update, json.loads(json.dumps(arguments, default=str)), ("out", "threads", "steps"))
+        run = resume_run(out, trainer.update, arguments, ("out", "threads", "steps"))
     else:
         run = start_run(out, "train ppo", arguments, args.seed)
     world = open_named_world(args.world, args.weights)

@@ -8,7 +8,6 @@ road users drive as recorded, whatever the ego does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,7 +103,7 @@ def run_validate(args: Validate) -> int:
     out = args.out or dated_folder("validate")
     arguments = {name: value for name, value in asdict(args).items() if name not in ("resume", "readme")}
     if args.resume:
-        run = resume_run(out, len(jobs), json.loads(json.dumps(arguments, default=str)), FREE)
+        run = resume_run(out, len(jobs), arguments, FREE)
     else:
         run = start_run(out, "validate", arguments, args.seeds[0])
     rows = drive_all(run, plan, jobs, Console(stderr=True))

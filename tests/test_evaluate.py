@@ -158,6 +158,13 @@ def test_a_scene_that_cannot_start_is_told_and_counts_for_nobody(place: Path, ca
     assert "all 1 scenarios failed, the first one: hand/bad" in capsys.readouterr().err
 
 
+def test_repeat_takes_all_that_matters_from_the_record(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--repeat", "nowhere", "--out", "out"]) == 2
+    assert "nowhere/run.json: not found" in capsys.readouterr().err
+    assert main(["evaluate", "--repeat", "nowhere", "--seeds", "7", "--out", "out"]) == 2
+    assert "--repeat takes --seeds from nowhere/run.json: leave it out" in capsys.readouterr().err
+
+
 def test_films_need_no_file_descriptors(place: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
@@ -173,7 +180,12 @@ def test_an_error_of_ours_is_not_put_on_the_policy(place: Path) -> None:
     task, job = Task("roads", horizon=5), Job("broken_world:Driver", "replay", 0, (0, 1))
     with Crew(task, 1, 60.0) as crew:
         ((_, driven),) = crew.drive([job])
-    assert [scenario.ended for scenario, _ in driven] == ["policy_failed", "policy_failed"]
+    assert [scenario.ended for scenario, _ in driven] == ["failed", "failed"]
+    assert [scenario.error for scenario, _ in driven] == ["RuntimeError: a bug of the environment"] * 2
+
+
+def test_a_worker_that_dies_between_jobs_is_replaced(place: Path) -> None:
+    task = Task("roads", horizon=5)
     with Crew(task, 1, 60.0) as crew:
         list(crew.drive([Job("idm", "replay", 0, (0,))]))
         crew.workers[0].process.kill()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from gymnasium.vector import AutoresetMode
-from scenes import EGO, LEADER, PEDESTRIAN, several_roads, straight_road
+from scenes import EGO, PEDESTRIAN, several_roads, straight_road
 from worldloop.agents.pdm import NEAR, PdmPolicy, surrounded
 from worldloop.agents.rollout import drive
 from worldloop.agents.rules import IMPAIRED, IdmPolicy
@@ -69,4 +69,3 @@ def test_the_surroundings_hold_the_nearest_and_the_map_around() -> None:
     second = state.position[0, 1, :2].tolist()
     assert second == whole.position[0, 4, :2].tolist()  # the neighbour at (10, 3.5) is the nearest
     assert on.lanes.valid.sum() < ground(whole.scene).lanes.valid.sum()
-    assert LEADER != EGO

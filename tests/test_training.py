@@ -16,8 +16,8 @@ from scenes import EGO, moved, several_roads, straight_road
 from worldloop.agents.cli import main
 from worldloop.agents.network import DriverNetwork, NetworkConfig, NetworkPolicy, Normaliser, as_tensors
 from worldloop.agents.policy import load_policy
-from worldloop.agents.ppo import gae
-from worldloop.envs import DriveVectorEnv
+from worldloop.agents.ppo import Ppo, Trainer, gae
+from worldloop.envs import PRESETS, DriveVectorEnv
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import Scene
 
@@ -169,6 +169,51 @@ def test_a_clone_learns_its_expert(places: Path) -> None:
     )
 
 
+def test_a_truncated_episode_is_worth_what_would_have_come(places: Path) -> None:
+    args = Ppo("made", "held", world="constant_velocity", envs=3, rollout_steps=12)
+    trainer = Trainer(args, DriverNetwork(NetworkConfig(width=8, hidden=16)))
+
+    def begun() -> tuple[DriveVectorEnv, dict[str, torch.Tensor]]:
+        env = DriveVectorEnv(3, "made", "constant_velocity", horizon=5)
+        seen, _ = env.reset(seed=4)
+        assert isinstance(seen, dict)
+        return env, as_tensors(seen)
+
+    env, seen = begun()
+    batch, _ = trainer.drive(env, seen)
+    part = {name: batch[name].view(12, 3, -1).squeeze(-1) for name in ("action", "reward", "target", "over", "terminated")}
+    assert part["over"].sum() == 6
+    assert not part["terminated"].any()
+    again, _ = begun()
+    for step in range(12):
+        *_, truncated, infos = again.step(part["action"][step].clamp(-1, 1).numpy())
+        assert truncated.tolist() == part["over"][step].tolist()
+        for row in np.flatnonzero(truncated):
+            final = {name: torch.from_numpy(array[None]) for name, array in infos["final_obs"][row].items()}
+            expected = part["reward"][step, row] + args.discount * trainer.network(final)[2][0]
+            assert part["target"][step, row].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_checkpoint_holds_all_that_goes_on(tmp_path: Path) -> None:
+    args = Ppo("made", "held", envs=2, rollout_steps=4, minibatches=2)
+    trainer = Trainer(args, DriverNetwork(NetworkConfig(width=8, hidden=16)))
+    seen = observed(several_roads())
+    batch = {f"seen_{name}": tensor for name, tensor in seen.items()}
+    batch |= {name: torch.arange(4.0) for name in ("likelihood", "value", "advantage", "target")} | {"action": torch.zeros(4, 2)}
+    trainer.learn(batch)
+    trainer.best = 0.25
+    trainer.save(tmp_path)
+    other = Trainer(args, DriverNetwork(NetworkConfig(width=8, hidden=16)))
+    other.load(tmp_path)
+    assert (other.update, other.best) == (1, 0.25)
+    for name, tensor in trainer.network.state_dict().items():
+        assert torch.equal(other.network.state_dict()[name], tensor)
+    trainer.learn(batch)
+    other.learn(batch)  # the same order of rows, the same moments of Adam
+    for name, tensor in trainer.network.state_dict().items():
+        assert torch.equal(other.network.state_dict()[name], tensor)
+
+
 def test_ppo_learns_to_go_and_goes_on_after_a_kill(places: Path) -> None:
     words = ["train", "ppo", "--scenes", "made", "--validation", "held", "--world", "constant_velocity", "--reward", "progress"]
     words += [
@@ -193,6 +238,9 @@ def test_ppo_learns_to_go_and_goes_on_after_a_kill(places: Path) -> None:
     assert main([*words, "--steps", "4096", "--resume"]) == 0
     rows = [json.loads(line) for line in Path("ppo/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 17))
+    assert all(
+        sum(row[f"reward/{term}"] for term in PRESETS["progress"]) == pytest.approx(row["reward"], abs=1e-6) for row in rows
+    )
     early, late = (np.mean([row["reward"] for row in part]) for part in (rows[:3], rows[-3:]))
     assert late > early
     assert (

@@ -86,12 +86,13 @@ def resume_run(folder: Path, step: int, arguments: Mapping[str, Any], free: Coll
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
     record = json.loads(path.read_text())
+    arguments = json.loads(json.dumps(dict(arguments), default=str))  # as they stand in the record
     for name, value in record["arguments"].items():
         if name not in free and arguments.get(name) != value:
             raise ValueError(
                 f"{path}: was started with {name} {value}, found {arguments.get(name)}: resume with the same, or anew"
             )
-    record |= {"status": "running", "arguments": dict(arguments)}
+    record |= {"status": "running", "arguments": arguments}
     lines = [row for row in read_metrics(folder) if row["step"] <= step]
     if lines:
         write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in lines))
