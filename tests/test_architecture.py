@@ -18,11 +18,11 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 """From left to right: a folder imports only from those before it."""
 
 WORLDMODEL_RANK = {
-    **dict.fromkeys(("files", "geometry", "sampling"), 0),
+    **dict.fromkeys(("files", "geometry", "rig", "sampling"), 0),
     **dict.fromkeys(("run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
-    **dict.fromkeys(("behavior", "camera", "sumo_map", "vocabulary"), 3),
-    "world": 4,
+    **dict.fromkeys(("behavior", "perspective", "sumo_map", "vocabulary"), 3),
+    **dict.fromkeys(("camera", "world"), 4),
     **dict.fromkeys(("open_loop", "idm", "sumo_world", "state_file"), 5),
     **dict.fromkeys(("sumo", "borders"), 6),
 }
