@@ -23,7 +23,7 @@ WORLDMODEL_RANK = {
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
     **dict.fromkeys(("behavior", "perspective", "sumo_map", "vocabulary"), 3),
     **dict.fromkeys(("camera", "world"), 4),
-    **dict.fromkeys(("open_loop", "idm", "sumo_world", "state_file"), 5),
+    **dict.fromkeys(("open_loop", "idm", "sight", "sumo_world", "state_file"), 5),
     **dict.fromkeys(("sumo", "borders"), 6),
 }
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
