@@ -19,12 +19,12 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 
 WORLDMODEL_RANK = {
     **dict.fromkeys(("files", "geometry", "rig", "sampling"), 0),
-    **dict.fromkeys(("run", "scene", "networks"), 1),
+    **dict.fromkeys(("checkpoint", "run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
     **dict.fromkeys(("behavior", "perspective", "sumo_map", "vocabulary"), 3),
-    **dict.fromkeys(("camera", "world"), 4),
+    "world": 4,
     **dict.fromkeys(("open_loop", "idm", "sight", "sumo_world", "state_file"), 5),
-    **dict.fromkeys(("sumo", "borders"), 6),
+    **dict.fromkeys(("camera", "sumo", "borders"), 6),
 }
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
 
@@ -36,6 +36,7 @@ LONGEST_IMPORT = 3.0
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
     "pyarrow": "worldmodel/data/argoverse2",
+    "diffusers": "worldmodel/camera",
     "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",

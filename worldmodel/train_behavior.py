@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 
 from .behavior import Agents, BehaviorConfig, BehaviorModel
+from .checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from .data.shards import SceneDataset
-from .files import replacing, write_tensors
+from .files import replacing
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
 from .scene import DERIVED, AgentKind, PolylineKind, Scene, stack
@@ -33,7 +32,6 @@ from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, disturbed
 from .vocabulary import build_vocabulary, collect_motions
 from .world import LearnedWorld
 
-CHECKPOINT = "checkpoint.safetensors"
 SAVE_EVERY = 100
 """Steps between two checkpoints: what a kill may cost."""
 
@@ -256,13 +254,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.safetensors`, whole or not at all, and the averaged model."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        tensors |= {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         self.average.save_pretrained(folder / "model")
-        write_tensors(folder / CHECKPOINT, tensors, {"step": str(self.step)})
+        write_checkpoint(folder, self._modules(), self.optimizer, self.generator, {"step": str(self.step)})
 
     def load(self, folder: Path) -> None:
         """Go on from the folder's checkpoint.
@@ -270,25 +263,10 @@ class Trainer:
         Raises:
             ValueError: there is none, or it is broken or of other sizes.
         """
-        path = folder / CHECKPOINT
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                self.step = int(file.metadata()["step"])
-            part = lambda head: {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}  # noqa: E731
-            self.model.load_state_dict(part("model."))
-            self.average.load_state_dict(part("average."))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"{path}: cannot resume from it ({str(error).splitlines()[0]}): start afresh in another folder"
-            ) from error
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        self.generator.set_state(tensors["generator"])
-        torch.set_rng_state(tensors["dropout"])
+        self.step = int(read_checkpoint(folder, self._modules(), self.optimizer, self.generator)["step"])
+
+    def _modules(self) -> dict[str, BehaviorModel]:
+        return {"model": self.model, "average": self.average}
 
 
 def mirror(scene: Scene) -> Scene:
