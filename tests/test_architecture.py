@@ -39,7 +39,8 @@ ONE_HOME = {
     "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",
-    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),
+    "imageio_ffmpeg": "renderers/",
+    "PIL": ("renderers/", "worldmodel/data/images"),  # pictures out, and those of recordings in
     "matplotlib": ("worldmodel/train_", "renderers/"),
     **dict.fromkeys(("google", "google_crc32c"), "worldmodel/data/waymo_records"),
 }
