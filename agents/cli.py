@@ -60,10 +60,10 @@ COMMANDS = {
     "calibrate": Command(".calibrate", "Calibrate", "run_calibrate", "how unsure the learned world is: fit it to logs, check it"),
     "endurance": Command(".endurance", "Endurance", "run_endurance", "whether a minute of traffic ends as it began; curves"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
-    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
+    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, video, ...) into a data set"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
     "data intervene": Command(".data", "Intervene", "run_intervene", "make scenes in which the ego brakes, cuts in, ... in SUMO"),
-    "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),
+    "data info": Command(".data", "Info", "run_info", "what a data set of scenes or clips holds; a table"),
 }
 
 

@@ -88,8 +88,8 @@ class Clip:
 
 
 def checksum(clip: Clip) -> int:
-    """Return the crc32 of id, frames and action."""
-    value = zlib.crc32(clip.id.encode())
+    """Return the crc32 of everything that a clip says."""
+    value = zlib.crc32(json.dumps([clip.id, clip.action_names, clip.rate, clip.first]).encode())
     for tensor in (clip.frames, clip.action):
         value = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, value)
     return value
