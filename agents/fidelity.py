@@ -41,7 +41,7 @@ from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
-from .policy import load_attribute
+from .own_code import load_attribute
 from .rollout import SCENE_ERRORS, open_scenes
 
 LOG = "log"

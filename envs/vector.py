@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -27,9 +27,13 @@ from ..worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld,
 from .action import ActionSpace
 from .ground import Ground, ground
 from .measures import EgoPast, ego_measures, next_past, start_past
-from .observation import ObservationSize, observation_space, observe, to_numpy, visible
+from .observation import ObservationSize, observation_space, observe, to_numpy
 from .reward import reward_terms, reward_weights
 from .scenarios import Scenarios, Source
+
+if TYPE_CHECKING:
+    from ..worldmodel.rig import Rig
+    from ..worldmodel.sight import SceneCamera, Sight
 
 TERMINATIONS = ("collision", "at_fault_collision", "off_road", "red_light")
 """Measures that may end an episode."""
@@ -76,6 +80,7 @@ class Episode(TensorBatch):
         horizon: (B,) int64, steps until the episode is truncated.
         reward: (B,) float64, the sum so far.
         trail: (B, A, n, 2) past positions, the present last, trail_valid (B, A, n); n is 0 where nothing is rendered.
+        sight: what the cameras show, where there is one.
     """
 
     state: State
@@ -87,6 +92,7 @@ class Episode(TensorBatch):
     reward: Tensor
     trail: Tensor
     trail_valid: Tensor
+    sight: Sight | None = None
 
     def widen(self, other: Episode) -> Episode:
         """Return the same episodes with room for at least as many map pieces and segments as `other` has."""
@@ -114,9 +120,10 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         actions: the `ActionSpace`; its `decode` and `encode` convert between this environment's actions and physical ones.
         world: what moves the others.
         dynamics: the car.
+        camera: what shows the egos' cameras, or None.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = {"render_modes": ["human", "rgb_array", "camera"], "render_fps": 10, "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
         self,
@@ -131,6 +138,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         reward: str | Mapping[str, float] = "progress",
         dynamics: KinematicBicycle = KinematicBicycle(),  # noqa: B008 (frozen)
         size: ObservationSize = ObservationSize(),  # noqa: B008 (frozen)
+        camera: str | SceneCamera | None = None,
+        rig: str | Rig | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
@@ -145,10 +154,16 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.num_envs, self.horizon, self.terminate_on = num_envs, horizon, tuple(terminate_on)
         self.weights, self.dynamics, self.size, self.observation = reward_weights(reward), dynamics, size, observation
         self.render_mode, self.autoreset_mode = render_mode, autoreset_mode
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.actions = ActionSpace(action, dynamics)
         self.single_action_space, self.action_space = self.actions.space, batch_space(self.actions.space, num_envs)
-        self.single_observation_space = observation_space(observation, size)
+        self.camera: SceneCamera | None = None
+        if rig or camera is not None or "camera" in (observation, render_mode):
+            from .cameras import open_camera  # is loaded where a camera is wanted
+
+            self.camera = open_camera(camera, rig)
+        modes = [mode for mode in self.metadata["render_modes"] if mode != "camera" or self.camera is not None]
+        self.metadata = {**self.metadata, "render_modes": modes, "autoreset_mode": autoreset_mode}
+        self.single_observation_space = observation_space(observation, size, None if self.camera is None else self.camera.rig)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.world = open_world(world)
         self.scenarios = Scenarios(scenes)
@@ -156,7 +171,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.generators, self._seeds = [generator for generator, _ in drawn], [seed for _, seed in drawn]
         self._episode: Episode | None = None
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        self._renderer: Any = None
+        self._pictures: Any = None
         self._owns_world = isinstance(world, str)
 
     @staticmethod
@@ -185,6 +200,11 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def past(self) -> EgoPast:
         """What measures remember of all egos."""
         return self._running().past
+
+    @property
+    def sight(self) -> Sight | None:
+        """What the cameras show of `state`; None without one."""
+        return self._running().sight
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:
@@ -248,7 +268,6 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         terminated = torch.stack([no_end, *(measures[name].bool() for name in self.terminate_on)]).any(dim=0).numpy()
         truncated = (episode.state.step >= episode.horizon).numpy()
         self._over = terminated | truncated
-        infos: Info = {}
         every = np.ones(self.num_envs, dtype=np.bool_)
         if self._over.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._final(seen, measures, terms)
@@ -264,42 +283,26 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return seen, reward, terminated, truncated, infos
 
     def render(self, most: int | None = None) -> tuple[np.ndarray, ...] | None:
-        """Return pictures (800, 800, 3) uint8 of all or the first `most` scenes (`rgb_array`), or show one in a window (`human`).
+        """Return pictures (height, width, 3) uint8 of all or the first `most` scenes, or show one in a window (`human`).
 
-        What a `"state"` observation holds is marked with white frames and dots.
+        `rgb_array` and `human` look from above and mark what a `"state"` observation holds; `camera` looks through the cameras.
         """
         if self.render_mode is None:
             gymnasium.logger.warn(
                 "render() draws nothing without a render_mode: make the environment with render_mode='rgb_array'"
             )
             return None
-        from ..renderers.bev import BirdEyeRenderer, Observed  # pictures are only loaded where someone looks at them
+        from .pictures import Pictures  # only loaded where someone looks at them
 
-        self._renderer = self._renderer or BirdEyeRenderer()
+        self._pictures = self._pictures or Pictures(self.render_mode, self.size, self.metadata["render_fps"])
         episode = self._running()
-        seen = self._observe(episode)
-        frames = []
-        for row in range(1 if self.render_mode == "human" else most or self.num_envs):
-            marked = visible({name: array[row] for name, array in seen.items()}, self.size) if isinstance(seen, dict) else {}
-            frame = self._renderer.draw(
-                episode.state,
-                row,
-                trails=episode.trail[row],
-                trails_valid=episode.trail_valid[row],
-                observation=Observed(**marked),
-                caption=f"reward\t{float(episode.reward[row]):.2f}",
-            )
-            frames.append(frame)
-        if self.render_mode == "rgb_array":
-            return tuple(frames)
-        self._renderer.show(frames[0], self.metadata["render_fps"])
-        return None
+        return self._pictures.render(episode, self._observe(episode), most)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the window, and the world if it was opened here and runs processes (SUMO does)."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
         close = getattr(self.world, "close", None)
         if self._owns_world and close is not None:
             close()
@@ -378,6 +381,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             reward=torch.zeros(len(scenes), dtype=torch.float64),
             trail=trail,
             trail_valid=trail_valid,
+            sight=None if self.camera is None else self.camera.begin(state),
         )
 
     def _horizons(self, scenes: Scene) -> Tensor:
@@ -410,9 +414,14 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             trail_valid = torch.cat((trail_valid[:, :, 1:], state.valid[..., None]), dim=2)
         total = episode.reward + torch.stack(list(terms.values())).sum(dim=0)
         episode = replace(episode, state=state, past=past, action=action, reward=total, trail=trail, trail_valid=trail_valid)
+        if self.camera is not None and episode.sight is not None:
+            episode = replace(episode, sight=self.camera.follow(episode.sight, state, action))
         return episode, measures, terms
 
     def _observe(self, episode: Episode) -> Observation:
+        if self.observation == "camera" and episode.sight is not None:
+            frame = episode.sight.frame
+            return (frame[:, 0] if frame.shape[1] == 1 else frame).numpy(force=True).copy()
         seen = observe(self.observation, self.size, episode.state, episode.past, episode.pieces, episode.on, episode.action)
         return to_numpy(seen)
 

@@ -33,7 +33,6 @@ SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
 TEMPERATURE, EPSILON = 1.0, 0.015
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
 
-
 SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
 """m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
 many ticks at the earliest; and the share of what they hold possible (total variation) that has to change by it. So a hard braking
