@@ -57,7 +57,7 @@ class Rollout:
     act(observation, state) that returns accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
     world: str = "learned"
     """Who moves the others: learned, learned_open (the same, road users leave and enter: for minutes), replay (the log),
-    constant_velocity, or sumo (generated scenes only)."""
+    constant_velocity, idm (rules), or sumo (generated scenes only)."""
     scenes: str = "demo"
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
     here)."""
@@ -151,7 +151,7 @@ def _run(command: str, args: Rollout) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    console.print(_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
+    console.print(scenario_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
     failed = [row for row in driven.scenarios if row.error is not None]
     for row in failed[:MOST_FAILURES]:
         console.print(f"failed: {row.scene}: {row.error}", markup=False, soft_wrap=True)
@@ -187,7 +187,7 @@ def _check_horizon(horizon: int, scenes: SceneDataset, name: str, world: World, 
             )
 
 
-def _table(driven: Driven, title: str) -> Table:
+def scenario_table(driven: Driven, title: str) -> Table:
     """Return the table for the terminal: the first scenarios, all that failed, and the means."""
     summary = driven.summary()
     title = f"{title}: {summary['scenarios']} scenarios, {summary['failed']} failed"

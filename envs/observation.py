@@ -153,17 +153,8 @@ def observe(
         action: (B, 2) acceleration in m/s2 and curvature in 1/m of the last step, zero at a reset.
     """
     if kind == "image":
-        image = bird_eye_image(
-            state.scene,
-            pieces,
-            state.position,
-            state.heading,
-            state.valid,
-            state.signal_state,
-            state.signal_valid,
-            size.image,
-        )
-        return {"image": image}
+        agents = (state.position, state.heading, state.valid)
+        return {"image": bird_eye_image(state.scene, pieces, *agents, state.signal_state, state.signal_valid, size.image)}
     seen = {"ego": _see_ego(state, past, action)}
     seen |= _see_agents(state, size)
     seen |= _see_polylines(state, pieces, size)

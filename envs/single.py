@@ -27,7 +27,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     An episode starts from a moment of a recorded or generated scene, with one second of history. Every 0.1 s the ego gets an action
     and the world moves everyone else: predicted by a trained network (`world="learned"`; `"learned_open"`
     lets road users leave and enter, for episodes of minutes), as they drove in the log (`"replay"`),
-    straight on (`"constant_velocity"`), or by the traffic simulator SUMO (`"sumo"`). The ego is a kinematic bicycle: it cannot
+    straight on (`"constant_velocity"`), by the rules of the intelligent driver model (`"idm"`), or by the traffic simulator SUMO (`"sumo"`). The ego is a kinematic bicycle: it cannot
     reverse, and it slides rather than turns where lateral acceleration would exceed 9 m/s2.
 
     ## Action space

@@ -8,6 +8,7 @@ and by its own random generator, which picks its scenes and their keys; so it do
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,9 @@ Observation = dict[str, np.ndarray] | np.ndarray
 Info = dict[str, Any]
 
 
-def _sumo_world() -> World:
-    from ..worldmodel.sumo import SumoWorld  # an optional dependency
-
-    return SumoWorld()
+def _lazily(module: str, name: str) -> Callable[[], World]:
+    """Return what makes the world `name` of a module that is only imported then."""
+    return lambda: getattr(importlib.import_module(module, __package__), name)()
 
 
 def _learned_open_world() -> World:
@@ -62,7 +62,8 @@ WORLDS: dict[str, Callable[[], World]] = {
     "learned_open": _learned_open_world,
     "replay": ReplayWorld,
     "constant_velocity": ConstantVelocityWorld,
-    "sumo": _sumo_world,
+    "idm": _lazily("..worldmodel.idm", "IdmWorld"),
+    "sumo": _lazily("..worldmodel.sumo", "SumoWorld"),
 }
 """Worlds by the name that environments and the command line take."""
 
