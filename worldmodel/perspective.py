@@ -72,6 +72,7 @@ REACH, FULL_NEARNESS = 120.0, 2.0
 
 _DRIVEN = (PolylineKind.LANE, PolylineKind.JUNCTION_LANE, PolylineKind.BIKE_LANE)
 _CORNERS = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (0.0, 1.0)])
+_EDGES = torch.tensor([[0, 2, 4, 6, 0, 1, 4, 5, 0, 1, 2, 3], [1, 3, 5, 7, 2, 3, 6, 7, 4, 5, 6, 7]])
 
 
 def perspective_layout(state: State, pieces: RoadPieces, rig: Rig) -> Tensor:
@@ -372,15 +373,16 @@ def _rectangles(boxes: _Boxes, view: View, rig: Rig) -> tuple[Tensor, Tensor]:
     x, y = boxes.x[..., None] + cos * along - sin * across, boxes.y[..., None] + sin * along + cos * across
     z = torch.lerp(boxes.bottom[..., None], boxes.top[..., None], _CORNERS[:, 2]) - view.origin[:, 2, None, None]
     axes = view.axes.permute(1, 0, 2)[:, None, :, None, None]
-    depth, *aside = axes[..., 0] * x + axes[..., 1] * y + axes[..., 2] * z
-    whole = depth.amin(-1) < NEAR  # partly beside the camera: it may be anywhere in the image
-    shown = boxes.valid & (depth.amax(-1) > NEAR)
+    corner = axes[..., 0] * x + axes[..., 1] * y + axes[..., 2] * z
+    depth, *aside = torch.cat(clip(corner[..., _EDGES[0]], corner[..., _EDGES[1]]), dim=-1)
+    before = depth > 0.99 * NEAR  # of an edge behind the camera, clip leaves a point that is
+    shown = boxes.valid & before.any(-1)
     lows, extents = [], []
     for axis, size in enumerate((rig.width, rig.height)):
         focal, centre = view.intrinsics[:, axis, None, None], view.intrinsics[:, 2 + axis, None, None]
-        at = centre - focal * aside[axis] / depth.clamp(min=NEAR)
-        low = torch.where(whole, 0, (at.amin(-1) - 0.51).ceil().clamp(0, size)).long()
-        high = torch.where(whole, size, (at.amax(-1) + 0.51).floor().clamp(0, size)).long()
+        at = centre - focal * aside[axis] / depth.clamp(min=0.99 * NEAR)
+        low = (torch.where(before, at, torch.inf).amin(-1) - 0.51).ceil().clamp(0, size).long()
+        high = (torch.where(before, at, -torch.inf).amax(-1) + 0.51).floor().clamp(0, size).long()
         lows.append(low)
         extents.append(torch.where(shown, (high - low).clamp(min=0), 0))
     return torch.stack(lows), torch.stack(extents)
