@@ -19,12 +19,12 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 
 WORLDMODEL_RANK = {
     **dict.fromkeys(("files", "geometry", "rig", "sampling"), 0),
-    **dict.fromkeys(("run", "scene", "networks"), 1),
+    **dict.fromkeys(("projection", "run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
-    **dict.fromkeys(("behavior", "perspective", "sumo_map", "vocabulary"), 3),
-    **dict.fromkeys(("camera", "world"), 4),
-    **dict.fromkeys(("open_loop", "idm", "sight", "sumo_world", "state_file"), 5),
-    **dict.fromkeys(("sumo", "borders"), 6),
+    **dict.fromkeys(("behavior", "sumo_map", "vocabulary"), 3),
+    "world": 4,
+    **dict.fromkeys(("open_loop", "idm", "perspective", "sight", "sumo_world", "state_file"), 5),
+    **dict.fromkeys(("sumo", "borders", "camera"), 6),
 }
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
 
