@@ -13,6 +13,7 @@ import shapely
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from shapely.geometry.base import BaseGeometry
 from torch import Tensor
 
 from ..worldmodel.scene import HISTORY_STEPS, AgentKind, PolylineKind, Scene
@@ -81,7 +82,7 @@ class Ground:
             planes += [both & 255, (both >> 16) & 255]
         asphalt, pavement, paint, kerb = planes
         found = torch.stack((asphalt, paint, pavement, kerb)).float().mul_(1.0 / 255.0)
-        sharper = (FINEST / footprint).clamp_(1.0, 5.0)  # texels that are magnified keep crisp edges
+        sharper = (FINEST / footprint).clamp_(1.0, 2.5)  # texels that are magnified keep crisp edges
         return ((found - 0.5).mul_(sharper)).add_(0.5).clamp_(0.0, 1.0)
 
     def classes(self, x: Tensor, y: Tensor) -> Tensor:
@@ -107,9 +108,9 @@ class Roads:
         town: whether people walk here: else it is a highway.
     """
 
-    road: shapely.MultiPolygon
-    pavement: shapely.MultiPolygon
-    taken: shapely.MultiPolygon
+    road: BaseGeometry
+    pavement: BaseGeometry
+    taken: BaseGeometry
     town: bool
 
 
@@ -140,7 +141,7 @@ def roads_of(scene: Scene, row: int) -> Roads:
     return Roads(road, pavement, taken, town)
 
 
-def _footprints(scene: Scene, row: int, kind: AgentKind | None) -> shapely.MultiPolygon:
+def _footprints(scene: Scene, row: int, kind: AgentKind | None) -> BaseGeometry:
     """The area that agents (of one kind) stood on during the log."""
     chosen = scene.valid[row, :, ::LOG_STRIDE].clone()
     chosen[:, 0] |= scene.valid[row, :, HISTORY_STEPS]

@@ -129,7 +129,7 @@ ASPHALT, PAINT, PAVEMENT, KERB, GRASS = (
     (0.36, 0.35, 0.33),
     (0.085, 0.13, 0.035),
 )
-GRAIN = (0.55, 0.12, 0.3, 0.2, 0.7)
+GRAIN = (0.38, 0.12, 0.25, 0.2, 0.75)
 """How uneven each of these is."""
 
 NOISE, NOISE_TEXEL, NOISE_LEVELS = 512, 0.08, 6
@@ -333,12 +333,12 @@ def shade_bodies(
 def bloom(colour: Tensor) -> Tensor:
     """Return linear colours (C, 3, H, W) with a halo around what is too bright to be shown."""
     height, width = colour.shape[-2:]
-    factor = max(round(width / 160), 1)
+    factor = max(round(width / 80), 1)
     if min(height, width) < 8 * factor:
         return colour
     bright = torch.nn.functional.avg_pool2d((colour - 1.0).clamp_(0.0, 4.0), factor)
     halo = torch.zeros_like(bright)
-    for reach, strength in ((3, 0.16), (7, 0.14), (15, 0.08)):
+    for reach, strength in ((3, 0.2), (9, 0.16)):
         blurred = bright
         for _ in range(2):
             blurred = torch.nn.functional.avg_pool2d(blurred, reach, 1, reach // 2)

@@ -121,11 +121,11 @@ class Mesh:
         """F, the number of triangles."""
         return len(self.part)
 
-    def placed(self, x: float, y: float, heading: float = 0.0, owner: int = 0, z: float = 0.0) -> Self:
-        """Return the mesh turned by `heading`, then moved to (x, y, z), as part of `owner`."""
+    def placed(self, place: Sequence[float] | NDArray, heading: float = 0.0, owner: int = 0) -> Self:
+        """Return the mesh turned by `heading`, then moved to `place` (2,), as part of `owner`."""
         cos, sin = np.cos(heading), np.sin(heading)
         turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]], dtype=np.float32)
-        corner = self.corner @ turn + np.array([x, y, z], dtype=np.float32)
+        corner = self.corner @ turn + np.array([*place, 0.0], dtype=np.float32)
         return type(self)(corner, self.normal @ turn, self.part, self.colour, np.full(len(self), owner))
 
 
@@ -149,18 +149,19 @@ def soup(
         colour: linear, for parts that have none of their own.
         smooth: whether edges between faces that meet at a flat angle look round.
     """
-    points, triangles = np.asarray(points, dtype=np.float64), np.asarray(triangles, dtype=np.int64)
-    corner = points[triangles]
+    place, index = np.array(points, dtype=np.float64), np.array(triangles, dtype=np.int64)
+    corner = place[index]
     cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
     area = np.linalg.norm(cross, axis=1)
-    triangles, corner, cross, area = (value[area > 1e-9] for value in (triangles, corner, cross, area))
+    index, corner, cross, area = (value[area > 1e-9] for value in (index, corner, cross, area))
     face = cross / area[:, None]
     normal = np.repeat(face[:, None], 3, axis=1)
     if smooth:
-        total = np.zeros_like(points)
-        np.add.at(total, triangles.ravel(), np.repeat(cross, 3, axis=0))
+        total = np.zeros_like(place)
+        for column in range(3):
+            np.add.at(total, index[:, column], cross)
         total /= np.maximum(np.linalg.norm(total, axis=1), 1e-12)[:, None]
-        shared = total[triangles]
+        shared = total[index]
         normal = np.where((shared * normal).sum(axis=-1, keepdims=True) > CREASE, shared, normal)
     shade = np.broadcast_to(np.asarray(PART_COLOUR.get(part, WHITE) if colour is None else colour, np.float32), (len(face), 3))
     return Mesh(
@@ -197,8 +198,8 @@ def frustum(
 
 def _halves(quads: ArrayLike) -> NDArray[np.int64]:
     """Quadrangles (n, 4) of indices as triangles (2 n, 3)."""
-    quads = np.asarray(quads, dtype=np.int64).reshape(-1, 4)
-    return quads[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
+    index = np.array(quads, dtype=np.int64).reshape(-1, 4)
+    return index[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3)
 
 
 def quad(a: Sequence[float], b: Sequence[float], c: Sequence[float], d: Sequence[float], part: Part) -> Mesh:
@@ -208,13 +209,13 @@ def quad(a: Sequence[float], b: Sequence[float], c: Sequence[float], d: Sequence
 
 def tube(start: Sequence[float], end: Sequence[float], radii: Sequence[float], part: Part, colour=None, sides: int = 6) -> Mesh:
     """Return a round or tapering bar from `start` to `end` with the radius at both, its ends closed."""
-    start, end = np.asarray(start, float), np.asarray(end, float)
-    along = (end - start) / np.linalg.norm(end - start)
+    first, last = np.array(start, dtype=np.float64), np.array(end, dtype=np.float64)
+    along = (last - first) / np.linalg.norm(last - first)
     across = np.cross(along, (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 else (1.0, 0.0, 0.0))
     across /= np.linalg.norm(across)
     angle = np.arange(sides) / sides * 2 * np.pi
     circle = np.cos(angle)[:, None] * across + np.sin(angle)[:, None] * np.cross(along, across)
-    points = np.concatenate((start + radii[0] * circle, end + radii[1] * circle, [start, end]))
+    points = np.concatenate((first + radii[0] * circle, last + radii[1] * circle, [first, last]))
     here, there = np.arange(sides), (np.arange(sides) + 1) % sides
     caps = [np.stack((there, here, np.full(sides, 2 * sides)), 1)]
     caps += [np.stack((sides + here, sides + there, np.full(sides, 2 * sides + 1)), 1)]

@@ -53,7 +53,7 @@ class Frames:
     instance: Tensor
 
 
-class _View:
+class View:
     """The rays of a rig in the ego's frame, and which of its pixels an agent may cover."""
 
     def __init__(self, rig: Rig, supersample: int) -> None:
@@ -151,11 +151,12 @@ class SceneRenderer:
         self.supersample, self.shadows, self.bonnet, self.scenes_kept = supersample, shadows, bonnet, scenes_kept
         self._stages: OrderedDict[tuple, Stage] = OrderedDict()
         self._sceneries: OrderedDict[tuple, Scenery] = OrderedDict()
+        self._views: dict[Rig, View] = {}
         self._known: tuple[Scene, list[Stage]] | None = None
 
     def begin(self, state: State) -> Sight:
         """Return what is seen of the moment in which episodes begin."""
-        return Sight(self.draw(state).colour, {})
+        return Sight(self._draw(state, self.rig, [self.look] * len(state), False)[0], {})
 
     def follow(self, sight: Sight, state: State, action: Tensor) -> Sight:
         """Return what is seen of `state`; what was seen and done before makes no difference to it."""
@@ -176,10 +177,16 @@ class SceneRenderer:
         looks = [self.look] * len(state) if appearances is None else [_look(name) for name in appearances]
         if len(looks) != len(state):
             raise ValueError(f"found {len(looks)} appearances for {len(state)} rows: wanted one for each")
+        return Frames(*self._draw(state, rig, looks, True))
+
+    def _draw(self, state: State, rig: Rig, looks: list[Appearance], labelled: bool) -> list[Tensor]:
+        """The fields of `Frames`, or colour alone if not `labelled`."""
         stages = self.stages(state.scene)
-        views = _View(rig, self.supersample)
-        drawn = [self._draw_row(state, row, stages[row], views, looks[row]) for row in range(len(state))]
-        return Frames(*(torch.stack(values) for values in zip(*drawn, strict=True)))
+        if rig not in self._views:
+            self._views = {rig: View(rig, self.supersample)}
+        view = self._views[rig]
+        drawn = [self._draw_row(state, row, stages[row], view, looks[row], labelled) for row in range(len(state))]
+        return [torch.stack(values) for values in zip(*drawn, strict=True)]
 
     def stages(self, scene: Scene) -> list[Stage]:
         """Return the stages of B scenes, built where they are not known yet."""
@@ -201,7 +208,7 @@ class SceneRenderer:
         self._sceneries.move_to_end(place)
         return self._stages[whole]
 
-    def _draw_row(self, state: State, row: int, stage: Stage, view: _View, look: Appearance) -> tuple[Tensor, ...]:
+    def _draw_row(self, state: State, row: int, stage: Stage, view: View, look: Appearance, labelled: bool) -> tuple[Tensor, ...]:
         """Colour, depth, classes and instances of one row, as in `Frames` but without B."""
         ego, size, valid = int(state.scene.ego[row]), state.scene.size[row], state.valid[row]
         position, heading = state.position[row, :, :2], state.heading[row]
@@ -218,7 +225,6 @@ class SceneRenderer:
         origin[:2] += position[ego][:, None]
         rays = torch.cat((origin, moment.to_scene(view.direction))).T.contiguous()
         hits = cast(moment, rays, looking)
-        semantic, instance = labels(moment, rays, hits)
         count, high, wide = view.shape
         light = colours(moment, rays, hits, view.pixel, look, self.shadows).reshape(3, count, high, wide).transpose(0, 1)
         if look.lamps > 0:
@@ -231,5 +237,8 @@ class SceneRenderer:
         if times > 1:
             shown = torch.nn.functional.avg_pool2d(shown, times)
         colour = (shown * 255.0 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if not labelled:
+            return (colour,)
+        semantic, instance = labels(moment, rays, hits)
         flat = (values.reshape(view.shape)[:, middle::times, middle::times] for values in (hits.distance, semantic, instance))
         return colour, *(values.contiguous() for values in flat)

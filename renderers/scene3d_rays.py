@@ -71,7 +71,7 @@ def _crowd(scene: Scene, row: int, seed: int, fine: bool) -> Mesh:
     sizes, kinds, ego = scene.size[row].tolist(), scene.kind[row].tolist(), int(scene.ego[row])
     return join(
         [
-            body(AgentKind(kinds[a]), tuple(sizes[a]), (seed, a), a == ego, fine).placed(0.0, 0.0, owner=a)  # type: ignore[arg-type]
+            body(AgentKind(kinds[a]), tuple(sizes[a]), (seed, a), a == ego, fine).placed((0.0, 0.0), owner=a)  # type: ignore[arg-type]
             for a in present
         ]
     )

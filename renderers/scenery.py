@@ -13,6 +13,7 @@ import numpy as np
 import shapely
 import torch
 from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
 from torch import Tensor
 
 from ..worldmodel.scene import Scene
@@ -89,7 +90,7 @@ def build_scenery(scene: Scene, row: int) -> Scenery:
     return Scenery(paint_ground(scene, row, roads), join(meshes), torch.from_numpy(centre).float(), heads)
 
 
-def _along(area: shapely.MultiPolygon, distance: float, spacing: float) -> Iterator[tuple[NDArray[np.float64], float]]:
+def _along(area: BaseGeometry, distance: float, spacing: float) -> Iterator[tuple[NDArray[np.float64], float]]:
     """Yield points `spacing` m apart around an area, `distance` m away from it, with the direction in which the area lies."""
     for part in shapely.get_parts(area.buffer(distance, quad_segs=3)):
         for ring in (part.exterior, *part.interiors):
@@ -118,7 +119,7 @@ def _buildings(
     town = roads.town
     for ring, setback in enumerate((SETBACK[0], SETBACK[0] + 24.0) if town else (SETBACK[1], SETBACK[1] + 30.0)):
         for front, facing in _along(area, setback, 7.0 if town else 13.0):
-            bays, storeys = int(random.integers(4, 9)), int(random.integers(2, 7) + 3 * ring * town)
+            bays, storeys = int(random.integers(4, 9)), int(random.integers(2, 6) + 3 * ring * town)
             width, depth = bays * BAY + 0.6, random.uniform(8.0, 14.0)
             skip, pitched = random.random() < (0.1 if town else 0.55), storeys <= 3
             if skip or not near.contains(shapely.Point(front)):
@@ -135,7 +136,7 @@ def _buildings(
             roof = random.choice(ROOFS)
             centre = front + 0.5 * depth * away
             mesh = _building(depth, width, storeys * STOREY, colour, roof, pitched)
-            meshes.append(mesh.placed(*centre, facing, len(plots)))
+            meshes.append(mesh.placed(centre, facing, len(plots)))
             plots.append(plot.buffer(1.0, join_style="mitre"))
             centres.append(centre)
     return meshes, plots, np.array(centres).reshape(-1, 2)
@@ -159,7 +160,7 @@ def _building(depth: float, width: float, height: float, wall, roof, pitched: bo
     return join([walls, slopes, gables, chimney])
 
 
-def _trees(roads: Roads, way: shapely.LineString, free: shapely.MultiPolygon, random: np.random.Generator) -> list[Mesh]:
+def _trees(roads: Roads, way: shapely.LineString, free: BaseGeometry, random: np.random.Generator) -> list[Mesh]:
     """Trees beside the pavement and some farther away, of five shapes."""
     shapes = [_tree(random) for _ in range(5)]
     near = way.buffer(PLANTED_WITHIN)
@@ -171,7 +172,7 @@ def _trees(roads: Roads, way: shapely.LineString, free: shapely.MultiPolygon, ra
             shift, shape, turn = random.uniform(-0.4, 0.4, 2), int(random.integers(5)), random.uniform(0, 6.28)
             point = shapely.Point(place + shift)
             if random.random() < every and near.contains(point) and not free.intersects(point.buffer(1.0)):
-                meshes.append(shapes[shape].placed(*(place + shift), turn))
+                meshes.append(shapes[shape].placed(place + shift, turn))
     return meshes
 
 
@@ -202,12 +203,12 @@ def _lamps(roads: Roads, way: shapely.LineString) -> tuple[list[Mesh], NDArray[n
     meshes, heads = [], []
     for place, facing in _along(roads.road, 0.9, LAMP_SPACING):
         if near.contains(shapely.Point(place)) and not taken.intersects(shapely.Point(place)):
-            meshes.append(pole.placed(*place, facing))
+            meshes.append(pole.placed(place, facing))
             heads.append(place + LAMP_ARM * np.array([np.cos(facing), np.sin(facing)]))
     return meshes, np.array(heads).reshape(-1, 2)
 
 
-def _signals(scene: Scene, row: int, road: shapely.MultiPolygon) -> list[Mesh]:
+def _signals(scene: Scene, row: int, road: BaseGeometry) -> list[Mesh]:
     """A board beside the lane at every stop point; its pole stands off the road, with an arm where that is farther away."""
     known = scene.signal_valid[row].any(dim=-1).nonzero()[:, 0].tolist()
     meshes, places = [], []
@@ -220,7 +221,7 @@ def _signals(scene: Scene, row: int, road: shapely.MultiPolygon) -> list[Mesh]:
             place = place + (BOARD[0] + 0.08) * right
         places.append(place)
         reach = next((d for d in np.arange(0.0, 18.0, 0.5) if not road.intersects(shapely.Point(place + d * right))), 0.0)
-        meshes.append(_signal(reach).placed(*place, heading, signal))
+        meshes.append(_signal(reach).placed(place, heading, signal))
     return meshes
 
 
@@ -234,7 +235,7 @@ def _signal(reach: float) -> Mesh:
         disc = np.stack((np.full(10, -0.012), -0.13 * np.cos(angle), z + 0.13 * np.sin(angle)), axis=-1)
         made.append(soup(disc, [(0, i, i + 1) for i in range(1, 9)], part))
         made.append(quad((-0.1, 0.15, z + 0.15), (0, 0.15, z + 0.15), (0, -0.15, z + 0.15), (-0.1, -0.15, z + 0.15), Part.BOARD))
-    y = -reach - (0.0 if reach else 0.0)
+    y = -reach
     made.append(tube((0.16, y, 0.0), (0.16, y, high + 0.1), (0.08, 0.06), Part.POLE, sides=6))
     if reach:
         made.append(tube((0.16, y, high - 0.1), (0.16, 0.0, high - 0.1), (0.05, 0.04), Part.POLE, sides=4))

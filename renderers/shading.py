@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..worldmodel.geometry import rotate
-from .light import Appearance, facade, ground_colour, lamplight, shade_bodies, sky
+from .light import Appearance, facade, ground_colour, lamplight, noise, shade_bodies, sky
 from .meshes import CONTACT_REACH, Part
 from .scene3d_rays import Hits, Moment, cast, sunlit
 
@@ -119,6 +119,11 @@ def _bodies(
     signal = (part >= Part.RED).nonzero()[:, 0]
     if len(signal):
         lit = nothing.index_put((signal,), (moment.lit[owner[signal]] == part[signal]).float())
+    albedo = stage.albedo[triangle].T
+    leaf = (part == Part.LEAF).nonzero()[:, 0]
+    if len(leaf):
+        x, y, z = point[:, leaf]
+        albedo[:, leaf] *= 1.0 + 0.7 * noise(7.0 * (x + z), 7.0 * (y - 0.7 * z), 5.0 * footprint[leaf])
     sun = torch.ones(len(part)) if not shadows else sunlit(moment, point + 0.03 * normal, look.sun_direction())
     light = torch.zeros(3, len(part)) if lamps is None else lamps
-    return shade_bodies(part, stage.albedo[triangle].T, normal, towards, light, sun, lit, (glass, glow), look)
+    return shade_bodies(part, albedo, normal, towards, light, sun, lit, (glass, glow), look)
