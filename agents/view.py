@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,8 @@ class View:
     """Rays along each side of a pixel: 1 is four times as fast, and edges are jagged."""
     shadows: bool = True
     """Throw shadows and mirror what stands beside wet roads: takes twice as long."""
+    backend: Literal["rays", "gl"] = "rays"
+    """rays: cast by the CPU, anywhere. gl: OpenGL through EGL, plain and by day alone, fast where there is a GPU."""
     out: Path | None = None
     """Run folder, runs/view-DATE if not given."""
 
@@ -72,6 +74,8 @@ def run_view(args: View) -> int:
     """Run `worldloop view`; return the exit code: 1 if a scenario failed."""
     if min(args.width, args.height, args.limit, args.supersample) < 1:
         raise ValueError("--width, --height, --limit and --supersample must be at least 1")
+    if args.backend == "gl" and args.appearance != "day":
+        raise ValueError(f"--backend gl draws by day alone, found --appearance {args.appearance}: take --backend rays")
     for camera in args.camera:
         rig_of(camera, args.width, args.height, 0)
     out = args.out or dated_folder("view")
@@ -118,7 +122,7 @@ def rig_of(camera: str, width: int, height: int, step: int) -> Rig:
     if camera == "chase":
         one = Camera.with_view(62.0, width, height, position=(-8.5, 0.0, 3.3), pitch=0.16)
     elif camera == "cockpit":
-        one = Camera.with_view(75.0, width, height, position=(0.2, 0.34, 1.24), pitch=0.03)
+        one = Camera.with_view(75.0, width, height, position=(0.25, 0.34, 1.4), pitch=0.05)
     elif camera == "orbit":
         around = math.radians(40.0) + step * ORBIT_TURN
         place = (ORBIT_RADIUS * math.cos(around), ORBIT_RADIUS * math.sin(around), ORBIT_HEIGHT)
@@ -131,16 +135,14 @@ def rig_of(camera: str, width: int, height: int, step: int) -> Rig:
     return Rig((one,), (camera,))
 
 
-def _film(folder: Path, camera: str, states: Sequence[State], args: View, tell) -> Frame:
+def _film(folder: Path, camera: str, states: Sequence[State], args: View, tell: Callable[[], None]) -> Frame:
     """Write one camera's film; return its frame in the middle."""
-    renderer = SceneRenderer(
-        appearance=args.appearance, supersample=args.supersample, shadows=args.shadows, bonnet=camera == "cockpit"
-    )
+    draw = _drawer(camera, args)
     middle: list[Frame] = []
 
     def frames() -> Iterator[Frame]:
         for step, state in enumerate(states):
-            colour = renderer.draw(state, rig_of(camera, args.width, args.height, step)).colour[0].numpy()
+            colour = draw(state, rig_of(camera, args.width, args.height, step))
             frame = contact_sheet(list(colour), columns=3) if len(colour) > 1 else np.ascontiguousarray(colour[0])
             if step == len(states) // 2:
                 middle.append(frame)
@@ -149,3 +151,17 @@ def _film(folder: Path, camera: str, states: Sequence[State], args: View, tell) 
 
     write_video(folder / f"{camera.removeprefix('rig:')}.mp4", frames())
     return middle[0]
+
+
+def _drawer(camera: str, args: View) -> Callable[[State, Rig], np.ndarray]:
+    """Return what draws one state by all cameras of a rig, (C, height, width, 3) uint8."""
+    if args.backend == "rays":
+        renderer = SceneRenderer(
+            appearance=args.appearance, supersample=args.supersample, shadows=args.shadows, bonnet=camera == "cockpit"
+        )
+        return lambda state, rig: renderer.draw(state, rig).colour[0].numpy()
+    from ..renderers.scene3d_gl import GlRenderer  # opens a window, if only an unseen one
+
+    first = rig_of(camera, args.width, args.height, 0)
+    window = GlRenderer(first.width, first.height, bonnet=camera == "cockpit")
+    return lambda state, rig: np.stack([window.draw(state, Rig((one,), ("one",))).numpy() for one in rig.cameras])

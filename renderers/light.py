@@ -89,7 +89,7 @@ LOOKS = {
         top=(0.27, 0.3, 0.34),
         horizon=(0.5, 0.53, 0.57),
         clouds=0.8,
-        haze=0.006,
+        haze=0.0042,
         lamps=0.4,
         wet=1.0,
         streaks=1.0,
@@ -250,6 +250,7 @@ def part_table(values: dict[Part, Colour] | dict[Part, float]) -> Tensor:
 
 
 _GLOW, _GLOSS = part_table(GLOW), part_table(GLOSS)
+_GLOWING = _GLOW.amax(dim=1) > 0
 _GLOW_NIGHT = torch.tensor([part in (Part.HEADLIGHT, Part.TAILLIGHT, Part.LAMP) for part in Part])
 
 
@@ -309,25 +310,29 @@ def shade_bodies(
     direct = (normal[0] * at[0] + normal[1] * at[1] + normal[2] * at[2]).clamp_(min=0.0) * sun
     above = 0.62 + 0.38 * normal[2]
     glass, glow = window
-    darker = 1.0 - glass * 0.9
-    cosine = facing.abs() * (view * view).sum(0).rsqrt_()
-    mirrored = view - 2.0 * (view * normal).sum(0) * normal
-    fresnel = 0.04 + 0.96 * (1.0 - cosine).clamp_(0.0, 1.0).pow_(5)
-    gloss = torch.maximum(_GLOSS[part], glass * 0.8) * fresnel.clamp_(max=0.7)
-    reflected = sky(mirrored, look, sharp=False) * (0.25 + 0.75 * (mirrored[2] > 0))
-    mirror = (mirrored[0] * at[0] + mirrored[1] * at[1] + mirrored[2] * at[2]) * (mirrored * mirrored).sum(0).rsqrt_()
-    spark = mirror.clamp_(min=0.0).pow_(90) * sun * _GLOSS[part]
-    given = _GLOW[part] * torch.where(_GLOW_NIGHT[part], look.lamps, lit)[:, None]
-    return torch.stack(
-        [
-            albedo[i] * darker * (look.ambient[i] * above + look.sun[i] * direct + light[i])
-            + gloss * reflected[i]
-            + spark * look.sun[i] * 1.5
-            + given[:, i]
-            + glass * glow * WINDOW[i] * 0.9
-            for i in range(3)
-        ]
+    darker, inside = 1.0 - glass * 0.9, glass * glow * 0.9
+    colour = torch.stack(
+        [albedo[i] * darker * (look.ambient[i] * above + look.sun[i] * direct + light[i]) + inside * WINDOW[i] for i in range(3)]
     )
+    smooth = torch.maximum(_GLOSS[part], glass * 0.8)
+    shiny = (smooth > 0.02).nonzero()[:, 0]
+    colour[:, shiny] += _mirrored(smooth[shiny], part[shiny], view[:, shiny], normal[:, shiny], sun[shiny], look)
+    glowing = _GLOWING[part].nonzero()[:, 0]
+    given = _GLOW[part[glowing]] * torch.where(_GLOW_NIGHT[part[glowing]], look.lamps, lit[glowing])[:, None]
+    colour[:, glowing] += given.T
+    return colour
+
+
+def _mirrored(gloss: Tensor, part: Tensor, view: Tensor, normal: Tensor, sun: Tensor, look: Appearance) -> Tensor:
+    """What smooth surfaces (n,) add of the sky (by Schlick's approximation) and of the sun, (3, n)."""
+    facing = (view * normal).sum(0)
+    cosine = facing.abs() * (view * view).sum(0).rsqrt_()
+    mirrored = view - 2.0 * facing * normal
+    share = gloss * (0.04 + 0.96 * (1.0 - cosine).clamp_(0.0, 1.0).pow_(5)).clamp_(max=0.7) * (0.25 + 0.75 * (mirrored[2] > 0))
+    at = look.sun_direction()
+    mirror = (mirrored[0] * at[0] + mirrored[1] * at[1] + mirrored[2] * at[2]) * (mirrored * mirrored).sum(0).rsqrt_()
+    spark = mirror.clamp_(min=0.0).pow_(90) * sun * _GLOSS[part] * 0.8
+    return share * sky(mirrored, look, sharp=False) + spark * torch.tensor(look.sun)[:, None]
 
 
 def bloom(colour: Tensor) -> Tensor:

@@ -66,11 +66,6 @@ class View:
         self.focal = self.rig.intrinsics()[:, 0]
         self.pixel = (1.0 / self.focal).repeat_interleave(high * wide)
 
-    def inside(self, size: Tensor) -> bool:
-        """Whether a camera is so near to the ego's box of `size` (3,) that it does not see the ego."""
-        limit = torch.stack((0.5 * size[0], 0.5 * size[1], size[2])) + INSIDE
-        return bool((self.rig.origin().abs() < limit).all(dim=-1).any())
-
     def covered(self, relative: Tensor, heading: Tensor, size: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return which pixels agents may cover.
 
@@ -107,6 +102,12 @@ class View:
         near = depth.clamp(min=0.5).amin(-1)
         tall = torch.where(shown, self.focal[:, None] * size[:, 2] / near, 0.0).amax(0)
         return cover.flatten().nonzero()[:, 0], shown.any(0), tall
+
+
+def inside(rig: Rig, size: Tensor) -> bool:
+    """Return whether a camera is so near to the ego's box of `size` (3,) that it does not see the ego."""
+    limit = torch.stack((0.5 * size[0], 0.5 * size[1], size[2])) + INSIDE
+    return bool((rig.origin().abs() < limit).all(dim=-1).any())
 
 
 def _look(name: str) -> Appearance:
@@ -214,13 +215,13 @@ class SceneRenderer:
         position, heading = state.position[row, :, :2], state.heading[row]
         relative = rotate(position - position[ego], -heading[ego])
         known = valid & (relative.square().sum(-1) < REACH**2)
-        inside = view.inside(size[ego])
-        if inside and not self.bonnet:
+        within = inside(view.rig, size[ego])
+        if within and not self.bonnet:
             known = known & (torch.arange(len(known)) != ego)
         looking, seen, tall = view.covered(relative, heading - heading[ego], size, known)
         if self.shadows:
             seen = seen | (known & (relative.square().sum(-1) < SHADOWS_WITHIN**2))
-        moment = moment_of(state, row, stage, seen, tall > FINE_PIXELS * view.supersample, inside)
+        moment = moment_of(state, row, stage, seen, tall > FINE_PIXELS * view.supersample, within)
         origin = moment.to_scene(view.origin)
         origin[:2] += position[ego][:, None]
         rays = torch.cat((origin, moment.to_scene(view.direction))).T.contiguous()

@@ -23,13 +23,13 @@ from .light import light_pools
 from .meshes import PART_SEMANTIC, Mesh, Part, Semantic, join
 from .scenery import Scenery, seed_of
 
+LIBRARIES = "on Debian or Ubuntu `apt-get install -y libgl1 libegl1 libx11-6 libusb-1.0-0`"
+REMEDY = f"cast rays instead, which works anywhere (--backend rays), or {LIBRARIES} and Mesa's drivers, `libgl1-mesa-dri`"
+
 try:
     import open3d
 except ImportError as error:  # also where the system's libraries are missing
-    raise ImportError(
-        f'the 3-D renderer needs Open3D ({error}): pip install "worldloop[view]", and on Debian or Ubuntu '
-        "apt-get install -y libgl1 libegl1 libx11-6 libusb-1.0-0"
-    ) from error
+    raise ImportError(f'the 3-D renderer needs Open3D ({error}): pip install "worldloop[view]", and {LIBRARIES}') from error
 
 LIT = {SignalState.STOP: Part.RED, SignalState.CAUTION: Part.AMBER, SignalState.GO: Part.GREEN}
 
@@ -49,6 +49,7 @@ class Stage:
         mesh = join([scenery.mesh, fine, coarse])
         self.corner, self.normal = torch.from_numpy(mesh.corner), torch.from_numpy(mesh.normal)
         self.part, self.owner = torch.from_numpy(mesh.part), torch.from_numpy(mesh.owner)
+        self.curved = (self.normal[:, :1] != self.normal[:, 1:]).any(-1).any(-1)
         self.albedo = torch.from_numpy(mesh.colour)
         self.coarse = torch.arange(len(mesh)) >= self.still + len(fine)
         below = 0.66 * scene.size[row, :, 2]

@@ -101,8 +101,11 @@ def _bodies(
 ) -> Tensor:
     stage, triangle = moment.stage, hits.triangle
     part, owner = stage.part[triangle], stage.owner[triangle]
-    corner, (u, v) = stage.normal[triangle], hits.at.T
-    normal = (corner[:, 0].T * (1.0 - u - v) + corner[:, 1].T * u) + corner[:, 2].T * v
+    normal = stage.normal[triangle, 0].T.contiguous()
+    curved = stage.curved[triangle].nonzero()[:, 0]
+    if len(curved):
+        corner, (u, v) = stage.normal[triangle[curved]], hits.at[curved].T
+        normal[:, curved] = (corner[:, 0].T * (1.0 - u - v) + corner[:, 1].T * u) + corner[:, 2].T * v
     agent = (triangle >= stage.still).nonzero()[:, 0]
     if len(agent):
         heading = moment.heading[owner[agent]]
