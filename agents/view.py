@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..renderers.scene3d import SceneRenderer
 from ..renderers.video import Frame, contact_sheet, write_picture, write_video
 from ..worldmodel.rig import RIGS, Camera, Rig
 from ..worldmodel.run import dated_folder, require_free, whole_run
@@ -20,6 +19,8 @@ from ..worldmodel.world import State
 from .crew import open_named_world
 from .policy import load_policy
 from .rollout import open_scenes, rollout
+
+Draw = Callable[[State, Rig], np.ndarray]
 
 CAMERAS = ("chase", "cockpit", "orbit")
 ORBIT_RADIUS, ORBIT_HEIGHT, ORBIT_TURN = 11.0, 5.0, math.radians(1.5)
@@ -80,6 +81,7 @@ def run_view(args: View) -> int:
         rig_of(camera, args.width, args.height, 0)
     out = args.out or dated_folder("view")
     require_free(out)
+    drawers = _drawers(args)
     policy, world = load_policy(args.policy), open_named_world(args.world, args.weights)
     scenes = open_scenes(args.scenes).first(args.limit)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -97,7 +99,9 @@ def run_view(args: View) -> int:
         states = [state for film in driven.films.values() for state in film.states]
         if states:
             bar = progress.add_task("films", total=len(states) * len(args.camera))
-            middles = [_film(run.folder, camera, states, args, lambda: progress.advance(bar)) for camera in args.camera]
+            middles = [
+                _film(run.folder, camera, states, args, draw, lambda: progress.advance(bar)) for camera, draw in drawers.items()
+            ]
             write_picture(run.folder / "view.png", contact_sheet(middles, columns=2 if len(middles) > 1 else 1))
         run.finish(driven.summary())
     console = Console(highlight=False)
@@ -135,9 +139,8 @@ def rig_of(camera: str, width: int, height: int, step: int) -> Rig:
     return Rig((one,), (camera,))
 
 
-def _film(folder: Path, camera: str, states: Sequence[State], args: View, tell: Callable[[], None]) -> Frame:
+def _film(folder: Path, camera: str, states: Sequence[State], args: View, draw: Draw, tell: Callable[[], None]) -> Frame:
     """Write one camera's film; return its frame in the middle."""
-    draw = _drawer(camera, args)
     middle: list[Frame] = []
 
     def frames() -> Iterator[Frame]:
@@ -153,15 +156,36 @@ def _film(folder: Path, camera: str, states: Sequence[State], args: View, tell: 
     return middle[0]
 
 
-def _drawer(camera: str, args: View) -> Callable[[State, Rig], np.ndarray]:
-    """Return what draws one state by all cameras of a rig, (C, height, width, 3) uint8."""
-    if args.backend == "rays":
-        renderer = SceneRenderer(
-            appearance=args.appearance, supersample=args.supersample, shadows=args.shadows, bonnet=camera == "cockpit"
-        )
-        return lambda state, rig: renderer.draw(state, rig).colour[0].numpy()
-    from ..renderers.scene3d_gl import GlRenderer  # opens a window, if only an unseen one
+def _drawers(args: View) -> dict[str, Draw]:
+    """Return by camera what draws one state by all cameras of a rig, (C, height, width, 3) uint8.
 
-    first = rig_of(camera, args.width, args.height, 0)
-    window = GlRenderer(first.width, first.height, bonnet=camera == "cockpit")
-    return lambda state, rig: np.stack([window.draw(state, Rig((one,), ("one",))).numpy() for one in rig.cameras])
+    What needs Open3D is imported here, so that `--help` needs it not, and before anything is driven.
+    """
+    if args.backend == "gl":
+        return {camera: _gl_drawer(camera, args) for camera in args.camera}
+    from ..renderers.scene3d import SceneRenderer
+
+    seated, outside = (
+        SceneRenderer(appearance=args.appearance, supersample=args.supersample, shadows=args.shadows, bonnet=bonnet)
+        for bonnet in (True, False)
+    )
+
+    def drawer(renderer: SceneRenderer) -> Draw:
+        return lambda state, rig: renderer.draw(state, rig).colour[0].numpy()
+
+    return {camera: drawer(outside if camera.startswith("rig:") else seated) for camera in args.camera}
+
+
+def _gl_drawer(camera: str, args: View) -> Draw:
+    """One unseen window for each camera, opened when its film begins."""
+    from ..renderers.scene3d_gl import GlRenderer, require_opengl
+
+    require_opengl()
+    windows: list[GlRenderer] = []
+
+    def draw(state: State, rig: Rig) -> np.ndarray:
+        if not windows:
+            windows.append(GlRenderer(rig.width, rig.height, bonnet=camera == "cockpit"))
+        return np.stack([windows[0].draw(state, Rig((one,), ("one",))).numpy() for one in rig.cameras])
+
+    return draw

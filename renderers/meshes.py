@@ -149,11 +149,13 @@ def soup(
         colour: linear, for parts that have none of their own.
         smooth: whether edges between faces that meet at a flat angle look round.
     """
-    place, index = np.array(points, dtype=np.float64), np.array(triangles, dtype=np.int64)
+    place: NDArray[np.float64] = np.array(points, dtype=np.float64)
+    index: NDArray[np.int64] = np.array(triangles, dtype=np.int64)
     corner = place[index]
     cross = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
     area = np.linalg.norm(cross, axis=1)
-    index, corner, cross, area = (value[area > 1e-9] for value in (index, corner, cross, area))
+    whole = area > 1e-9
+    index, corner, cross, area = index[whole], corner[whole], cross[whole], area[whole]
     face = cross / area[:, None]
     normal = np.repeat(face[:, None], 3, axis=1)
     if smooth:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import torch
@@ -134,6 +135,7 @@ class GlRenderer:
         control.set_constant_z_far(600.0)
 
 
+@cache
 def require_opengl() -> None:
     """Draw a box in a process of its own.
 
@@ -187,7 +189,7 @@ def _ground(ground: Ground):  # noqa: ANN202
         if z == 0.0:
             uv = np.array([[0, 0], [1, 0], [1, 1], [0, 0], [1, 1], [0, 1]], dtype=np.float64)
             mesh.triangle_uvs = open3d.utility.Vector2dVector(uv)
-            mesh.textures = [open3d.geometry.Image(np.ascontiguousarray(picture.numpy()))]
+            mesh.textures = [open3d.geometry.Image(np.ascontiguousarray(picture.numpy()))]  # pyright: ignore
             mesh.triangle_material_ids = open3d.utility.IntVector([0, 0])
         made.append(mesh)
     return made
