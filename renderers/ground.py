@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from shapely.geometry.base import BaseGeometry
 from torch import Tensor
 
@@ -208,7 +208,7 @@ def _paint(roads: Roads, marks: list, bounds: NDArray[np.float64], texel: float)
     for shares, polygon in marks:
         if (polygon.max(axis=0) > corner).all() and (polygon.min(axis=0) < bounds[2:]).all():
             draw.polygon(((polygon - corner) / texel).ravel().tolist(), fill=shares)
-    return picture
+    return picture.filter(ImageFilter.BoxBlur(1))  # slanting edges become even slopes, which `shares` makes sharp again
 
 
 def _levels(picture: Image.Image, factor: int, count: int) -> list[NDArray[np.int32]]:
