@@ -102,7 +102,7 @@ def run_view(args: View) -> int:
             middles = [
                 _film(run.folder, camera, states, args, draw, lambda: progress.advance(bar)) for camera, draw in drawers.items()
             ]
-            write_picture(run.folder / "view.png", contact_sheet(middles, columns=2 if len(middles) > 1 else 1))
+            write_picture(run.folder / "view.png", contact_sheet(_alike(middles), columns=2 if len(middles) > 1 else 1))
         run.finish(driven.summary())
     console = Console(highlight=False)
     failed = [row for row in driven.scenarios if row.error is not None]
@@ -154,6 +154,14 @@ def _film(folder: Path, camera: str, states: Sequence[State], args: View, draw: 
 
     write_video(folder / f"{camera.removeprefix('rig:')}.mp4", frames())
     return middle[0]
+
+
+def _alike(frames: Sequence[Frame]) -> list[Frame]:
+    """Bring frames to one size with white below and to the right: a rig's is another one than a single camera's."""
+    height, width = (max(frame.shape[side] for frame in frames) for side in (0, 1))
+    return [
+        np.pad(frame, ((0, height - len(frame)), (0, width - frame.shape[1]), (0, 0)), constant_values=255) for frame in frames
+    ]
 
 
 def _drawers(args: View) -> dict[str, Draw]:
