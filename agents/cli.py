@@ -44,6 +44,7 @@ COMMANDS = {
     "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
     "drive": Command(".window", "Drive", "run_drive", "drive in a window, by keys, gamepad or policy, in a world that answers"),
+    "view": Command(".view", "View", "run_view", "the same in 3-D: chase, cockpit and orbit films by day, at night, in rain"),
     "evaluate": Command(".evaluate", "Evaluate", "run_evaluate", "score and rank policies by nuPlan's score and EPDMS; a report"),
     "validate": Command(".validate", "Validate", "run_validate", "does a score here predict the score in SUMO; a report"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),

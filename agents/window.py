@@ -23,6 +23,7 @@ from ..envs.vector import WORLDS
 from ..renderers.cockpit import Cockpit, Instruments
 from ..renderers.video import VideoWriter, write_picture
 from ..renderers.window import SMALLEST, Hands, Script, Window
+from ..worldmodel.rig import RIGS
 from ..worldmodel.run import dated_folder, require_free, whole_run
 from ..worldmodel.scene import TIME_STEP
 from .drive import WIDTH, scenario_table
@@ -53,7 +54,7 @@ class Drive:
     run.json, episodes.json and a CSV an episode (every action, where it led, what it earned), scenes/ (what was driven, as a
     data set: for --world replay, or train clone --expert replay), and with --video drive.mp4.
 
-    Example: worldloop drive --world learned --camera none
+    Example: worldloop drive --camera scene3d
     """
 
     policy: str | None = None
@@ -65,9 +66,11 @@ class Drive:
     scene: str | None = None
     """Id or number of the scene to begin with."""
     camera: str = "none"
-    """What shows the ego's view: none, or a camera of worldloop.envs.cameras."""
-    rig: str | None = None
+    """What shows the ego's view: none, scene3d (Open3D, extra view), or layout (what a camera knows of the world, as colours)."""
+    rig: str = "front"
     """Where its cameras are: front, front3, surround."""
+    pixels: int = 320
+    """Columns of each camera's picture, twice its rows."""
     reward: str = "progress"
     """Whose terms are shown: progress, nuplan, epdms."""
     weights: Path | None = None
@@ -101,7 +104,7 @@ def run_drive(args: Drive) -> int:
     script = None if args.script is None else Script.open(args.script)
     _check(args)
     policy = load_policy(args.policy or STAND_IN)
-    camera = None if args.camera == "none" else open_camera(args.camera, args.rig)
+    camera = None if args.camera == "none" else open_camera(args.camera, RIGS[args.rig].resized(args.pixels, args.pixels // 2))
     session = Session(open_scenes(args.scenes), camera, args.reward, args.weights)
     try:
         if recordings:
@@ -143,6 +146,10 @@ def _check(args: Drive) -> None:
     reward_weights(args.reward)
     if args.world not in WORLDS:
         raise ValueError(f"--world {args.world}: unknown, choose among {', '.join(WORLDS)}")
+    if args.rig not in RIGS:
+        raise ValueError(f"--rig {args.rig}: unknown, choose among {', '.join(RIGS)}")
+    if args.pixels < 16:
+        raise ValueError(f"--pixels {args.pixels}: wanted at least 16")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: wanted at least 1")
     if args.seed < 0:

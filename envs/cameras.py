@@ -7,7 +7,10 @@ import importlib
 from ..worldmodel.rig import RIGS, Rig
 from ..worldmodel.sight import SceneCamera
 
-CAMERAS: dict[str, tuple[str, str]] = {}
+CAMERAS: dict[str, tuple[str, str]] = {
+    "scene3d": ("..renderers.scene3d", "SceneRenderer"),
+    "layout": ("..renderers.layouts", "LayoutCamera"),
+}
 """Module and class by name; a class takes a `Rig`. Renderers are reached by name, so that nothing of them is loaded before."""
 
 

@@ -187,7 +187,7 @@ class Cockpit:
         bottom = self.size[1] - PADDING - LINE
         for draw, height in (
             (self._speed, 112),
-            (self._where, 4 * LINE + 20),
+            (self._where, 5 * LINE + 14),
             (self._reward, (2 + len(now.terms)) * LINE + 14),
             (self._behind, 128),
         ):
@@ -231,7 +231,8 @@ class Cockpit:
             ("driver", now.driver, palette.ORANGE if now.driver != "you" else palette.TEXT),
             ("world", f"{now.world}, moves {now.agents}", palette.TEXT),
             ("uncertainty", unsure, WARNING if (now.uncertainty or 0.0) > 2.0 else palette.TEXT),
-            ("scene", f"{now.scene}  ({now.place[0]} of {now.place[1]}, seed {now.seed})", palette.TEXT),
+            ("scene", now.scene, palette.TEXT),
+            ("", f"{now.place[0]} of {now.place[1]}, seed {now.seed}", palette.TEXT_DIM),
         )
         for number, (name, told, colour) in enumerate(rows):
             self._text(name, (box.left, box.top + number * LINE), 20, palette.TEXT_DIM)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..worldmodel.perspective import KIND_CHANNELS, LAYOUT_CHANNELS
-from ..worldmodel.scene import AgentKind, PolylineKind, SignalState
+from ..worldmodel.perspective import KIND_CHANNELS, LAYOUT_CHANNELS, perspective_layout
+from ..worldmodel.raster import RoadPieces, road_pieces
+from ..worldmodel.rig import Rig
+from ..worldmodel.scene import AgentKind, PolylineKind, Scene, SignalState
+from ..worldmodel.sight import Sight
+from ..worldmodel.world import State
 from . import palette
 
 SKY: palette.Colour = (14, 16, 19)
@@ -45,6 +49,24 @@ def layout_picture(layout: Tensor) -> Tensor:
     for name, colour, share in layers:
         picture = torch.lerp(picture, colour.expand_as(picture), share * channel[name][..., None])
     return picture.round().to(torch.uint8)
+
+
+class LayoutCamera:
+    """Shows layouts as a camera of the loop would (a `SceneCamera`): quick, plain, and without Open3D or a learned camera."""
+
+    def __init__(self, rig: Rig | None = None) -> None:
+        self.rig = rig or Rig()
+        self._known: tuple[Scene, RoadPieces] | None = None
+
+    def begin(self, state: State) -> Sight:
+        """Return what is seen of a moment."""
+        if self._known is None or self._known[0] is not state.scene:  # a step keeps the scenes that it is given
+            self._known = state.scene, road_pieces(state.scene)
+        return Sight(layout_picture(perspective_layout(state, self._known[1], self.rig)), {})
+
+    def follow(self, sight: Sight, state: State, action: Tensor) -> Sight:
+        """Return what is seen of `state`; what was seen and done before makes no difference to it."""
+        return self.begin(state)
 
 
 def _colour(colour: palette.Colour) -> Tensor:

@@ -39,6 +39,7 @@ ONE_HOME = {
     "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",
+    "open3d": "renderers/scene3d",
     **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),
     "matplotlib": ("worldmodel/train_", "renderers/"),
     **dict.fromkeys(("google", "google_crc32c"), "worldmodel/data/waymo_records"),
