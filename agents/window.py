@@ -79,7 +79,7 @@ class Drive:
     """Of the others' futures."""
     steps: int | None = None
     """End after so many steps of 0.1 s."""
-    size: tuple[int, int] = (1280, 720)
+    size: tuple[int, int] = (1320, 760)
     """Width and height of the window in pixels; it can be resized."""
     script: str | None = None
     """Keys to press without a window: "up 20, left+up 5, space 10, p 1, n 1" (keys or commands, and for how many steps), or a

@@ -29,10 +29,10 @@ from .window import COMMANDS
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import pygame  # noqa: E402 (the line above keeps it from printing its banner)
 
-NARROW, WIDE = 400, 560
+NARROW, WIDE = 440, 520
 """Pixels of the column on the right without and with a camera."""
 
-PADDING, LINE = 18, 22
+PADDING, LINE = 16, 20
 CLOSEST, FARTHEST, ZOOM = 40.0, 240.0, 1.25
 """Metres across of the bird's-eye picture, and by what share a key changes it."""
 
@@ -119,7 +119,7 @@ class Cockpit:
         """Take another size in pixels."""
         self.size = size
         self._canvas = pygame.Surface(size, depth=32)
-        column = NARROW if self.rig is None else max(WIDE, round(0.44 * size[0]))
+        column = NARROW if self.rig is None else max(WIDE, round(0.4 * size[0]))
         self._split = size[0] - column
         self._bird = BirdEyeRenderer(self._split, size[1], self.metres, panel=False)
         self.turn(0)
@@ -163,7 +163,7 @@ class Cockpit:
         if frames is not None:
             top = self._cameras(frames) + PADDING
         self._column(instruments, pygame.Rect(self._split + PADDING, top, self.size[0] - self._split - 2 * PADDING, 0))
-        self._banner(instruments)
+        self._banner(instruments, help)
         if help:
             self._help()
         pixels = pygame.image.tobytes(self._canvas, "RGB")
@@ -186,29 +186,29 @@ class Cockpit:
         """Draw the groups of instruments one below the other; the last ones are left out where there is no room."""
         bottom = self.size[1] - PADDING - LINE
         for draw, height in (
-            (self._speed, 112),
-            (self._where, 5 * LINE + 14),
-            (self._reward, (2 + len(now.terms)) * LINE + 14),
-            (self._behind, 128),
+            (self._speed, 94),
+            (self._where, 4 * LINE + 16),
+            (self._reward, (1 + len(now.terms)) * LINE + 16),
+            (self._behind, 108),
         ):
             if box.top + height > bottom:
                 break
             card = pygame.Rect(box.left, box.top, box.width, height)
             pygame.draw.rect(self._canvas, CARD, card, border_radius=8)
             draw(now, card.inflate(-28, -20))
-            box.top += height + 10
+            box.top += height + 8
         rate = f"{now.rate:.0f} steps/s" if now.rate else ""
         slow = now.rate and now.rate < 0.9 * now.wanted_rate
         at = self.size[1] - PADDING - 8
         pygame.draw.circle(self._canvas, palette.ALERT, (box.left + 6, at + 6), 5)
-        self._text(f"{now.recorded} steps recorded", (box.left + 18, at), 20, palette.TEXT_DIM)
+        self._text(f"recorded {now.recorded} steps", (box.left + 18, at), 20, palette.TEXT_DIM)
         self._text("H  help", (box.centerx, at), 20, palette.TEXT_DIM, "middle")
         self._text(rate, (box.right, at), 20, WARNING if slow else palette.TEXT_DIM, "right")
 
     def _speed(self, now: Instruments, box: pygame.Rect) -> None:
-        width = self._text(f"{3.6 * now.speed:.0f}", (box.left, box.top + 4), 84, palette.TEXT)
-        self._text("km/h", (box.left + width + 8, box.top + 36), 26, palette.TEXT_DIM)
-        self._text(f"{now.speed:.1f} m/s", (box.left, box.bottom - 16), 20, palette.TEXT_DIM)
+        width = self._text(f"{3.6 * now.speed:.0f}", (box.left, box.top - 2), 84, palette.TEXT)
+        self._text("km/h", (box.left + width + 8, box.top + 30), 26, palette.TEXT_DIM)
+        self._text(f"{now.speed:.1f} m/s", (box.left, box.bottom - 13), 20, palette.TEXT_DIM)
         left, across = box.left + 190, box.width - 190
         rows = (
             ("steering", -now.steering, palette.SKY_BLUE, f"{_signed(now.curvature, 3)} 1/m"),
@@ -220,7 +220,7 @@ class Cockpit:
             ),
         )
         for number, (name, share, colour, told) in enumerate(rows):
-            top = box.top + 8 + number * 44
+            top = box.top + 2 + number * 40
             self._text(name, (left, top), 20, palette.TEXT_DIM)
             self._text(told, (left + across, top), 20, palette.TEXT, "right")
             self._balance(pygame.Rect(left, top + 18, across, 8), share, colour)
@@ -232,29 +232,31 @@ class Cockpit:
             ("world", f"{now.world}, moves {now.agents}", palette.TEXT),
             ("uncertainty", unsure, WARNING if (now.uncertainty or 0.0) > 2.0 else palette.TEXT),
             ("scene", now.scene, palette.TEXT),
-            ("", f"{now.place[0]} of {now.place[1]}, seed {now.seed}", palette.TEXT_DIM),
         )
+        place = f"{now.place[0]} of {now.place[1]}, seed {now.seed}"
+        taken = self._text(place, (box.right, box.top + (len(rows) - 1) * LINE), 20, palette.TEXT_DIM, "right")
         for number, (name, told, colour) in enumerate(rows):
             self._text(name, (box.left, box.top + number * LINE), 20, palette.TEXT_DIM)
-            self._text(told, (box.left + 100, box.top + number * LINE), 20, colour, room=box.width - 100)
+            room = box.width - 100 - (taken + 12 if name == "scene" else 0)
+            self._text(told, (box.left + 100, box.top + number * LINE), 20, colour, room=room)
 
     def _reward(self, now: Instruments, box: pygame.Rect) -> None:
-        self._text("reward", (box.left, box.top), 20, palette.TEXT_DIM)
-        self._text("this step", (box.right - 90, box.top), 18, palette.TEXT_DIM, "right")
-        self._text("sum", (box.right, box.top), 18, palette.TEXT_DIM, "right")
+        """Every term of the reward, in this step and summed; above them all together."""
+        step, total = box.right - 80, box.right
+        rows = {"reward": (sum(now.terms.values()), now.reward)}
+        rows |= {name: (value, now.totals.get(name, 0.0)) for name, value in now.terms.items()}
         most = max([abs(value) for value in now.terms.values()], default=0.0) or 1.0
-        for number, (name, value) in enumerate(now.terms.items()):
-            top = box.top + (number + 1) * LINE
-            colour = palette.TEXT if value >= 0 else palette.BRAKE_LIGHT
-            self._text(name.replace("_", " "), (box.left, top), 20, palette.TEXT, room=150)
-            bar = pygame.Rect(box.left + 160, top + 4, max(box.width - 330, 20), 8)
-            self._balance(bar, value / most, GOOD if value >= 0 else palette.BRAKE_LIGHT)
-            self._text(_signed(value, 3), (box.right - 90, top), 20, colour, "right")
-            self._text(_signed(now.totals.get(name, 0.0), 2), (box.right, top), 20, colour, "right")
-        top = box.top + (len(now.terms) + 1) * LINE
-        self._text("all", (box.left, top), 20, palette.TEXT)
-        self._text(_signed(sum(now.terms.values()), 3), (box.right - 90, top), 20, palette.TEXT, "right")
-        self._text(_signed(now.reward, 2), (box.right, top), 20, palette.TEXT, "right")
+        for number, (name, (value, summed)) in enumerate(rows.items()):
+            top = box.top + number * LINE
+            colour = palette.TEXT_DIM if number == 0 else palette.TEXT
+            self._text(name.replace("_", " "), (box.left, top), 20, colour, room=120)
+            if number == 0:
+                self._text("this step, sum", (box.left + 130, top), 20, palette.TEXT_DIM, room=step - 66 - box.left - 130)
+            else:
+                bar = pygame.Rect(box.left + 130, top + 4, max(step - 66 - box.left - 130, 20), 8)
+                self._balance(bar, value / most, GOOD if value >= 0 else palette.BRAKE_LIGHT)
+            self._text(_signed(value, 3), (step, top), 20, palette.TEXT if value >= 0 else palette.BRAKE_LIGHT, "right")
+            self._text(_signed(summed, 2), (total, top), 20, palette.TEXT if summed >= 0 else palette.BRAKE_LIGHT, "right")
 
     def _behind(self, now: Instruments, box: pygame.Rect) -> None:
         """Who drives behind, and both speeds over the last seconds: what a brake test is looked at by."""
@@ -268,21 +270,22 @@ class Cockpit:
         chart = pygame.Rect(box.left, box.top + 22, box.width, box.height - 22)
         top = max([10.0, *(float(np.nanmax(curve)) for curve in now.curves.values() if np.isfinite(curve).any())])
         pygame.draw.line(self._canvas, TRACK, chart.bottomleft, chart.bottomright)
+        left = chart.left
         for (name, curve), colour in zip(now.curves.items(), (palette.ORANGE, palette.SKY_BLUE), strict=False):
             x = chart.right - (len(curve) - 1 - np.arange(len(curve))) / (SHOWN_STEPS - 1) * chart.width
             y = chart.bottom - np.nan_to_num(curve) / top * (chart.height - 4)
             points = np.stack((x, y), axis=-1)[np.isfinite(curve)]
             if len(points) > 1:
                 pygame.draw.aalines(self._canvas, colour, False, points.tolist())
-                self._text(name, (max(points[0][0], chart.left) + 2, points[0][1] - 14), 18, colour)
+            left += self._text(name, (left, chart.top), 18, colour) + 14
 
-    def _banner(self, now: Instruments) -> None:
+    def _banner(self, now: Instruments, helped: bool) -> None:
         """Time in the corner of the bird's eye, and in its middle what the driving waits for and what a command has done."""
         clock = f"{now.step * 0.1:.1f} s" + ("" if self.up == "heading" else "   north up")
         self._pill(clock, 22, palette.TEXT, (14, 14), "left")
         if now.status:
             self._pill(now.status, 34, palette.TEXT, (self._split // 2, self.size[1] // 2 - 110), "middle")
-        if now.notice:
+        if now.notice and not helped:
             self._pill(now.notice, 22, palette.TEXT, (self._split // 2, 56), "middle")
 
     def _help(self) -> None:

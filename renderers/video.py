@@ -129,9 +129,13 @@ class VideoWriter:
         if self._error is not None:
             raise self._error
 
+    def _come(self) -> Iterator[Frame]:
+        while (frame := self._frames.get()) is not None:
+            yield frame
+
     def _write(self, path: str | Path, fps: float) -> None:
         try:
-            write_video(path, iter(self._frames.get, None), fps)
+            write_video(path, self._come(), fps)
         except (OSError, ValueError) as error:  # is raised where the frames come from
             self._error = error
 

@@ -223,7 +223,7 @@ class Script:
                     f"script: {part.strip()!r}: wanted keys and a number of steps >= 1, such as `up 20` or `left+up 5`"
                 )
             down = set()
-            for key in keys.split("+"):
+            for key in [keys] if keys == "+" else keys.split("+"):
                 key = COMMANDS[key].keys[0] if key in COMMANDS else key
                 if key not in known and key != "wait":
                     choices = ", ".join(["wait", *COMMANDS, *sorted(known - COMMANDS.keys())])
@@ -247,14 +247,13 @@ class Script:
         return len(self._moments)
 
     def press(self) -> bool:
-        """Put the events of the next moment into pygame's queue; return False where the script is over."""
-        if self._at == len(self._moments):
-            return False
-        down, anew = self._moments[self._at]
+        """Put the events of the next moment into pygame's queue; where the script is over, let all go and return False."""
+        going_on = self._at < len(self._moments)
+        down, anew = self._moments[self._at] if going_on else (frozenset(), False)
         self._at += 1
         for key in sorted(self._down if anew else self._down - down):
             pygame.event.post(pygame.event.Event(pygame.KEYUP, key=pygame.key.key_code(key)))
         for key in sorted(down if anew else down - self._down):
             pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.key.key_code(key)))
         self._down = down
-        return True
+        return going_on
