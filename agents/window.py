@@ -88,6 +88,8 @@ class Drive:
     """Without a window and as fast as it goes; needs --script, --steps or --replay."""
     replay: Path | None = None
     """Run folder of an earlier drive: drive its episodes again and check that they end in the same bits."""
+    threads: int = 1
+    """Of torch: for one scene more of them do not pay. The same number gives the same bits."""
     video: bool = False
     """Film the window."""
     screenshot: Path | None = None
@@ -103,6 +105,7 @@ def run_drive(args: Drive) -> int:
     args, recordings = _recordings(args)
     script = None if args.script is None else Script.open(args.script)
     _check(args)
+    torch.set_num_threads(args.threads)
     policy = load_policy(args.policy or STAND_IN)
     camera = None if args.camera == "none" else open_camera(args.camera, RIGS[args.rig].resized(args.pixels, args.pixels // 2))
     session = Session(open_scenes(args.scenes), camera, args.reward, args.weights)
@@ -132,14 +135,14 @@ def run_drive(args: Drive) -> int:
 
 
 def _recordings(args: Drive) -> tuple[Drive, list[Recording]]:
-    """Return the episodes to replay, and the arguments with the scenes, weights and reward of that drive."""
+    """Return the episodes to replay, and the arguments with the scenes, weights, reward and threads of that drive."""
     if args.replay is None:
         return args, []
     if args.policy or args.scene:
         raise ValueError("--replay: who drives and where stands in the recording: leave out --policy and --scene")
     told, recordings = read_drive(args.replay)
     weights = Path(told["weights"]) if told["weights"] else None
-    return replace(args, scenes=told["scenes"], reward=told["reward"], weights=weights), recordings
+    return replace(args, **{name: told[name] for name in ("scenes", "reward", "threads")}, weights=weights), recordings
 
 
 def _check(args: Drive) -> None:
@@ -148,8 +151,8 @@ def _check(args: Drive) -> None:
         raise ValueError(f"--world {args.world}: unknown, choose among {', '.join(WORLDS)}")
     if args.rig not in RIGS:
         raise ValueError(f"--rig {args.rig}: unknown, choose among {', '.join(RIGS)}")
-    if args.pixels < 16:
-        raise ValueError(f"--pixels {args.pixels}: wanted at least 16")
+    if args.pixels < 16 or args.threads < 1:
+        raise ValueError(f"found --pixels {args.pixels}, --threads {args.threads}: wanted pixels >= 16, threads >= 1")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: wanted at least 1")
     if args.seed < 0:
@@ -207,18 +210,22 @@ class Desk:
         """Turn the loop until a command, the script, the recordings or the number of steps ends it."""
         self._draw()
         while not self.ends and (script is None or script.press()):
-            hands = self.window.hands()
-            if hands.resized is not None:
-                self.cockpit.resize(hands.resized)
-            for command in hands.pressed:
-                self.obey(command)
-            if not self.ends and not self.session.over and (not self.paused or self.one_step):
-                self._step(hands)
-            self.one_step = False
-            self._draw()
-            self._rate = self.window.wait(RATE)
+            self.turn()
             if self.args.steps is not None and self.driven >= self.args.steps:
                 self.ends = True
+
+    def turn(self) -> None:
+        """Turn the loop once: what the hands do, 0.1 s of driving, a picture."""
+        hands = self.window.hands()
+        if hands.resized is not None:
+            self.cockpit.resize(hands.resized)
+        for command in hands.pressed:
+            self.obey(command)
+        if not self.ends and not self.session.over and (not self.paused or self.one_step):
+            self._step(hands)
+        self.one_step = False
+        self._draw()
+        self._rate = self.window.wait(RATE)
 
     def obey(self, command: str) -> None:
         """Do what a command of `renderers.window.COMMANDS` that is not held says."""

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scenes import several_roads, straight_road
 from worldloop.envs import DriveEnv, DriveVectorEnv
+from worldloop.envs.cameras import CAMERAS, open_camera
 from worldloop.worldmodel.geometry import to_local
 from worldloop.worldmodel.rig import RIGS, Rig
 from worldloop.worldmodel.sight import Sight
@@ -67,8 +68,9 @@ def test_gymnasiums_checker_finds_nothing_to_warn_about(rig, shape):
     assert (env.observation_space.shape, env.observation_space.dtype) == (shape, np.uint8)
 
 
-def test_a_batch_is_gymnasiums_vector_of_single_ones_bit_for_bit():
-    arguments = {"scenes": several_roads(), "world": "replay", "observation": "camera", "camera": GlowCamera(), "horizon": 12}
+@pytest.mark.parametrize("camera", [GlowCamera, lambda: open_camera("layout", RIGS["front3"].resized(32, 16))])
+def test_a_batch_is_gymnasiums_vector_of_single_ones_bit_for_bit(camera):
+    arguments = {"scenes": several_roads(), "world": "replay", "observation": "camera", "camera": camera(), "horizon": 12}
     together = DriveVectorEnv(4, **arguments)
     alone = SyncVectorEnv([lambda: DriveEnv(**arguments)] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     assert together.single_observation_space == alone.single_observation_space
@@ -142,6 +144,21 @@ def test_render_shows_every_camera_large_enough(rig, shape):
 def test_bad_cameras_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         DriveEnv(straight_road(), "replay", **change)
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+def test_every_camera_of_the_table_shows_something(name):
+    if name == "scene3d":
+        pytest.importorskip("open3d")
+    env = gymnasium.make(
+        "worldloop/Drive-v0", scenes=straight_road(), world="replay", observation="camera", camera=name, rig="front", horizon=4
+    )
+    first, _ = env.reset(seed=0)
+    assert first.shape == (64, 128, 3)
+    assert first.std() > 5
+    after, *_ = env.step(np.array([1.0, 0.3], np.float32))
+    assert not np.array_equal(first, after)
+    env.close()
 
 
 def test_a_moment_is_branched_with_what_its_cameras_remember():
