@@ -7,8 +7,9 @@ One turn of the loop is one step of 0.1 s. Where a step takes longer than that, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def run_drive(args: Drive) -> int:
             run = stack.enter_context(whole_run(out, "drive", asdict(args), args.seed))
             film = stack.enter_context(VideoWriter(run.folder / "drive.mp4")) if args.video else None
             desk = Desk(session, window, policy, args, run.folder, film, recordings)
-            with suppress(KeyboardInterrupt):  # Ctrl-C ends like Escape: what was driven is written down
+            with interrupted_by(desk.end):
                 desk.drive(script)
             session.finish("left")
             if args.screenshot is not None:
@@ -176,6 +177,22 @@ def _number(session: Session, scene: str | None) -> int:
     return session.scenes.index_of(scene)
 
 
+@contextmanager
+def interrupted_by(end: Callable[[], None]) -> Iterator[None]:
+    """Let Ctrl-C and a polite kill `end` the loop after its step, not within it; a second Ctrl-C interrupts at once."""
+
+    def handle(number: int, frame: object) -> None:
+        end()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Desk:
     """The loop, and what every command does.
 
@@ -205,6 +222,10 @@ class Desk:
         self.driver = args.policy or "you"
         self._notice, self._alert, self._rate = ("H shows the keys", NOTICE_STEPS), ("", 0), 0.0
         self._sitting = 0  # how many recordings have been driven to their ends
+
+    def end(self) -> None:
+        """End the loop after this step."""
+        self.ends = True
 
     def drive(self, script: Script | None) -> None:
         """Turn the loop until a command, the script, the recordings or the number of steps ends it."""
