@@ -3,7 +3,8 @@
     policies x worlds x seeds x scenes -> jobs -> workers -> rows -> means, paired tests -> table, report
 
 Every job's rows are written down when it is done, so that a killed evaluation goes on where it was; at the end they stand in
-`scenarios.csv`, one row a scenario. The log's own ego is driven once through every scene, for what NAVSIM forgives a driver.
+`scenarios.csv` (and `scenarios.parquet`), one row a scenario. The log's own ego is driven once through every scene, for what
+NAVSIM forgives a driver.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .policy import load_policy
 from .ranking import FAULTS, leader_row, paired, scored
 from .records import finished_record
 from .rollout import open_scenes
+from .rows import write_rows
 
 HUMAN = ("replay", "replay")
 """Policy and world in which the log's ego drives as it did."""
@@ -53,8 +55,9 @@ class Evaluate:
     0 to 1. A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone,
     which then scores 0; the exit code is then 1.
 
-    The run folder gets scenarios.csv (one row a scenario), leaders.csv (means with 95 % intervals, bootstrap over scenes),
-    pairs.csv (paired differences between policies, with p values), report.html (all of it on one page, with a player), run.json.
+    The run folder gets scenarios.csv (one row a scenario; with the extra parquet scenarios.parquet too), leaders.csv (means with
+    95 % intervals, bootstrap over scenes), pairs.csv (paired differences between policies, with p values), report.html (all of it
+    on one page, with a player), run.json.
 
     Example: worldloop evaluate --policies idm pdm my_driver:Careful --worlds learned sumo --scenes scenes/held
     """
@@ -105,14 +108,14 @@ def run_evaluate(args: Evaluate) -> int:
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
         raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
-    write_csv(run.folder / "scenarios.csv", rows)
+    files = write_rows(run.folder, rows)
     write_csv(run.folder / "leaders.csv", summary["leaders"])
     if summary["pairs"]:
         write_csv(run.folder / "pairs.csv", summary["pairs"])
     films = film_all(args, jobs, rows, errors)
     write_report(run.folder / "report.html", _about(args, rows), summary["leaders"], summary["pairs"], _told(rows), films)
     run.finish({"scenarios": len(rows), "failed": sum(row["error"] is not None for row in rows), **summary})
-    _print(summary, rows, out)
+    _print(summary, rows, out, [out / file.name for file in (*files, Path("run.json"))])
     return 1 if any(row["error"] is not None for row in rows) else 0
 
 
@@ -296,7 +299,9 @@ def summarise(
     return {"leaders": leaders, "pairs": pairs}
 
 
-def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _print(
+    summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path, files: Sequence[Path]
+) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -320,4 +325,4 @@ def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Ma
     if len(failed) > 10:
         console.print(f"... and {len(failed) - 10} more: see the column error in scenarios.csv", markup=False)
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
-    console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)
+    console.print(f"rows and record: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

@@ -27,6 +27,7 @@ from .evaluate import FREE, Evaluate, checked_scenes, drive_all, plan_jobs
 from .policy import POLICIES
 from .ranking import agreement, by_scene, leader_row
 from .records import renew_text
+from .rows import write_rows
 
 REFERENCE = "sumo"
 CANDIDATES = {"learned": "learned world", "replay": "log replay"}
@@ -49,8 +50,9 @@ class Validate:
     optimisation lift (what training in the learned world alone reaches in SUMO, as a share of training there), and the
     exploitability (by how much more the learned world flatters the policy after its training than before).
 
-    The run folder gets report.md, agreement.png, scores.csv (a line a policy), scenarios.csv, run.json. The scenes have to be
-    generated (SUMO starts them again), on networks that the weights were not trained on.
+    The run folder gets report.md, agreement.png, scores.csv (a line a policy), scenarios.csv (with the extra parquet
+    scenarios.parquet too), run.json. The scenes have to be generated (SUMO starts them again), on networks that the weights were
+    not trained on.
 
     Example: worldloop validate --scenes scenes/held --out runs/validation
     """
@@ -110,7 +112,7 @@ def run_validate(args: Validate) -> int:
     lines = score_lines(rows, plan.policies, args.seeds[0])
     found = {world: agreement(*_paired_scores(rows, args.policies, world), args.seeds[0]) for world in CANDIDATES}
     training = training_figures(lines, args)
-    write_csv(run.folder / "scenarios.csv", rows)
+    write_rows(run.folder, rows)
     write_csv(run.folder / "scores.csv", lines)
     titles = {world: f"{title}: Spearman {cell(found[world], 'spearman')}" for world, title in CANDIDATES.items()}
     plot_agreement(run.folder / "agreement.png", REFERENCE, titles, lines)

@@ -35,7 +35,7 @@ LONGEST_IMPORT = 3.0
 """Seconds that `import worldloop.envs` may take."""
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
-    "pyarrow": "worldmodel/data/argoverse2",
+    "pyarrow": ("worldmodel/data/argoverse2", "agents/rows"),
     "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",

@@ -20,6 +20,7 @@ from scenes import damaged, moved, straight_road
 from worldloop.agents.cli import main
 from worldloop.agents.crew import Crew, Job, Task
 from worldloop.agents.ranking import agreement, by_scene, leader_row, paired
+from worldloop.agents.rows import write_rows
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import Scene
 
@@ -156,6 +157,25 @@ def test_a_scene_that_cannot_start_is_told_and_counts_for_nobody(place: Path, ca
     assert leader["nuplan"] > 0.5
     assert main([*words("none"), "--scenes", "bad"]) == 2
     assert "all 1 scenarios failed, the first one: hand/bad" in capsys.readouterr().err
+
+
+def test_rows_are_parquet_too_with_the_same_types_in_every_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason='needs pip install "worldloop[parquet]"')
+    data_set(place / "short", straight_road("hand/short", steps=14), straight_road("hand/long"))
+    assert main(words("good")) == 0
+    assert main([*words("bad"), "--scenes", "short"]) == 1
+    good, bad = (parquet.read_table(f"{name}/scenarios.parquet") for name in ("good", "bad"))
+    assert good.schema.equals(bad.schema)
+    assert [str(good.schema.field(name).type) for name in ("error", "off_road", "seed", "term_progress")] == [
+        *("string", "bool", "int64", "double")
+    ]
+    for table, out in ((good, "good"), (bad, "bad")):
+        shown = [{name: "" if value is None else str(value) for name, value in row.items()} for row in table.to_pylist()]
+        for row in shown:
+            row.pop("steps_per_second")
+        assert shown == rows(out)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert [file.name for file in write_rows(place, good.to_pylist())] == ["scenarios.csv"]
 
 
 def test_repeat_takes_all_that_matters_from_the_record(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
