@@ -25,11 +25,12 @@ from ..envs.vector import WORLDS
 from ..renderers.report import write_report
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
-from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, start_run
+from ..worldmodel.run import Run, dated_folder, read_metrics, require_same_inputs, resume_run, start_run
 from ..worldmodel.scene import TIME_STEP
 from .bootstrap import cell
 from .crew import Crew, Job, Task
 from .drive import WIDTH
+from .fingerprints import fingerprints
 from .policy import load_policy
 from .ranking import FAULTS, leader_row, paired, scored
 from .records import finished_record
@@ -87,23 +88,24 @@ class Evaluate:
     out: Path | None = None
     """Run folder, runs/evaluate-DATE if not given."""
     resume: bool = False
-    """Go on with a killed evaluation in --out; all other arguments as they were."""
+    """Go on with a killed evaluation in --out; all other arguments, and what they name, as they were."""
     repeat: Path | None = None
-    """Folder of a finished evaluation: all arguments that matter are taken from its run.json."""
+    """Folder of a finished evaluation: all arguments that matter are taken from its run.json, and refused are scenes, weights and
+    drivers that have changed since."""
 
 
 def run_evaluate(args: Evaluate) -> int:
     """Run `worldloop evaluate`; return the exit code."""
-    args = _repeated(args)
+    args, repeated = _repeated(args), args.repeat
     scenes = checked_scenes(args)
+    inputs = inputs_of(args, scenes)
+    if repeated is not None:
+        require_same_inputs(repeated / "run.json", finished_record(repeated, "evaluate"), inputs)
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     out = args.out or dated_folder("evaluate")
     jobs = plan_jobs(args, len(scenes))
     errors = Console(stderr=True)
-    if args.resume:
-        run = resume_run(out, len(jobs), arguments, FREE)
-    else:
-        run = start_run(out, "evaluate", arguments, args.seeds[0])
+    run = open_run("evaluate", out, args, arguments, inputs, len(jobs))
     rows = drive_all(run, args, jobs, errors)
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
@@ -157,6 +159,18 @@ def checked_scenes(args: Evaluate) -> SceneDataset:
     for name in args.show:
         scenes.index_of(name)
     return scenes
+
+
+def inputs_of(args: Evaluate, scenes: SceneDataset) -> dict[str, str]:
+    """Return the fingerprints of all that is read."""
+    return fingerprints(scenes, args.worlds, args.weights, args.policies)
+
+
+def open_run(command: str, out: Path, args: Evaluate, arguments: Mapping[str, Any], inputs: Mapping[str, str], jobs: int) -> Run:
+    """Start a run of so many jobs, or go on with it."""
+    if args.resume:
+        return resume_run(out, jobs, arguments, FREE, inputs)
+    return start_run(out, command, arguments, args.seeds[0], inputs)
 
 
 def plan_jobs(args: Evaluate, count: int) -> list[Job]:

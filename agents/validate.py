@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..renderers.agreement import plot_agreement
 from ..worldmodel.files import write_csv, write_text
-from ..worldmodel.run import dated_folder, resume_run, start_run
+from ..worldmodel.run import dated_folder
 from .bootstrap import cell
 from .drive import WIDTH
-from .evaluate import FREE, Evaluate, checked_scenes, drive_all, plan_jobs
+from .evaluate import Evaluate, checked_scenes, drive_all, inputs_of, open_run, plan_jobs
 from .policy import POLICIES
 from .ranking import agreement, by_scene, leader_row
 from .records import renew_text
@@ -104,10 +104,7 @@ def run_validate(args: Validate) -> int:
     jobs = plan_jobs(plan, len(scenes))
     out = args.out or dated_folder("validate")
     arguments = {name: value for name, value in asdict(args).items() if name not in ("resume", "readme")}
-    if args.resume:
-        run = resume_run(out, len(jobs), arguments, FREE)
-    else:
-        run = start_run(out, "validate", arguments, args.seeds[0])
+    run = open_run("validate", out, plan, arguments, inputs_of(plan, scenes), len(jobs))
     rows = drive_all(run, plan, jobs, Console(stderr=True))
     lines = score_lines(rows, plan.policies, args.seeds[0])
     found = {world: agreement(*_paired_scores(rows, args.policies, world), args.seeds[0]) for world in CANDIDATES}

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import tiny_model
 from scenes import damaged, moved, straight_road
 from worldloop.agents.cli import main
 from worldloop.agents.crew import Crew, Job, Task
+from worldloop.agents.fingerprints import fingerprints
 from worldloop.agents.ranking import agreement, by_scene, leader_row, paired
 from worldloop.agents.rows import write_rows
+from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import Scene
 
@@ -183,6 +187,43 @@ def test_repeat_takes_all_that_matters_from_the_record(place: Path, capsys: pyte
     assert "nowhere/run.json: not found" in capsys.readouterr().err
     assert main(["evaluate", "--repeat", "nowhere", "--seeds", "7", "--out", "out"]) == 2
     assert "--repeat takes --seeds from nowhere/run.json: leave it out" in capsys.readouterr().err
+
+
+def test_what_has_changed_since_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["evaluate", "--repeat", "out", "--out", "again"]
+    resumed = words("out", "--resume", policies=("awkward_driver:Straight",))
+    assert main(words("out", policies=("awkward_driver:Straight",))) == 0
+    inputs = json.loads(Path("out/run.json").read_text())["inputs"]
+    assert list(inputs) == ["scenes roads", "policy awkward_driver:Straight"]
+    (place / "awkward_driver.py").write_text(DRIVERS + "\n# mended\n")
+    for command in (again, resumed):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "out/run.json: policy awkward_driver:Straight has changed since that run (sha256 " in told
+        assert "put back what was there, or start a new run" in told
+    (place / "awkward_driver.py").write_text(DRIVERS)
+    assert main(again) == 0
+    shutil.rmtree(place / "roads")
+    data_set(place / "roads", *(straight_road(f"hand/{i}", ego_speed=7.0) for i in range(4)))
+    for command in (["evaluate", "--repeat", "out", "--out", "third"], resumed):
+        assert main(command) == 2
+        assert "scenes roads has changed since that run" in capsys.readouterr().err
+    assert not Path("third").exists()
+
+
+def test_weights_are_known_by_what_they_are(tmp_path: Path) -> None:
+    data_set(tmp_path / "roads", straight_road())
+    scenes, folder = SceneDataset(tmp_path / "roads"), tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    known = fingerprints(scenes, ["learned"], folder, ["idm"])
+    assert list(known) == [f"scenes {tmp_path / 'roads'}", f"weights {folder}"]
+    (folder / "README.md").write_text("a card changes nothing")
+    assert fingerprints(scenes, ["learned_open"], folder, ["idm"]) == known
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert fingerprints(scenes, ["learned"], folder, ["idm"])[f"weights {folder}"] != known[f"weights {folder}"]
+    assert list(fingerprints(scenes, ["replay"], folder, ["idm"])) == list(known)[:1]
 
 
 def test_films_need_no_file_descriptors(place: Path) -> None:
