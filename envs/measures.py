@@ -43,7 +43,8 @@ COMFORT_LIMITS: dict[str, tuple[float, float]] = {
 """nuPlan's limits of comfort: config/simulation_metric/common/ego_is_comfortable_statistics of nuplan-devkit."""
 
 PAST_STEPS = 6
-"""Values kept of each acceleration: jerk is the change over 0.5 s, about as long as nuPlan's filters smooth over."""
+"""Values kept of each acceleration: jerk is the change over 0.5 s. nuPlan's filter of the whole drive (Savitzky-Golay,
+1.5 s) is not to be had in a step: a sudden change counts twice as much here; what repeats twice a second escapes both."""
 
 STANDING, BARELY_MOVING = 0.05, 0.005
 """m/s up to which nuPlan takes somebody for standing at a collision, and up to which the ego has no time to collision."""
@@ -72,7 +73,6 @@ CENTRED, UNCENTRED_STEPS = 0.5, 20
 WINDOW_BEHIND, WINDOW, EXPERT_STEPS = 12, 48, 15
 """Route points behind the ego, and in all, between which it is looked for: a route that meets itself again does not confuse. And
 steps of the log's ego that are looked for at once."""
-
 
 MEASURES = (
     *("progress", "route_completion", "expert_progress", "progress_share", "speed"),
