@@ -11,6 +11,7 @@ the agents of `open_loop.scored_agents`, and the recording car. Figures, each a 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, histogram_counts, meta_metric, score_realism
 from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
 from ..renderers.distributions import draw_distribution
+from ..worldmodel.dynamics import Motion
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import (
@@ -38,7 +40,7 @@ from ..worldmodel.open_loop import (
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
+from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
 from .bootstrap import cell, interval, resampled
 from .failures import Failures
 from .policy import load_attribute
@@ -186,14 +188,42 @@ def open_simulator(args: Fidelity) -> Simulator:
     found = load_attribute(args.world, "world", "step")
     try:
         world: Any = found() if callable(found) else found
-    except TypeError as error:
-        raise ValueError(f"--world {args.world}: cannot be made without arguments ({error}): give an instance") from error
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--world {args.world}: cannot be made without arguments ({told}): give an instance") from error
     if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
         raise ValueError(
             f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see "
             "worldloop.worldmodel.open_loop.Simulator"
         )
-    return world
+    return OwnWorld(world)
+
+
+class OwnWorld:
+    """A user's own world: what it raises, or returns that is no state, fails the scene at hand, in one message with its place."""
+
+    def __init__(self, world: Simulator):
+        self.world = world
+
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`."""
+        return self._asked("reset", len(scenes), scenes, key)
+
+    def step(self, state: State, ego: Motion | None) -> State:
+        """See `Simulator.step`."""
+        return self._asked("step", len(state), state, ego)
+
+    def _asked(self, method: str, count: int, *arguments: Any) -> State:
+        try:
+            found = getattr(self.world, method)(*arguments)
+        except Exception as error:
+            *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+            place = f"{frame.f_code.co_filename}:{line}"
+            raise ValueError(f"the world's {method} raised {type(error).__name__}: {error} ({place})") from error
+        if not isinstance(found, State) or len(found) != count:
+            what = f"a State of {len(found)} scenes" if isinstance(found, State) else f"a {type(found).__name__}"
+            raise ValueError(f"the world's {method} returned {what}, wanted a State of {count} scenes")
+        return found
 
 
 def run_fidelity(args: Fidelity) -> int:

@@ -76,7 +76,10 @@ def load_policy(name: str) -> Policy:
             raise ValueError(
                 f"policy {name!r} needs arguments ({', '.join(missing)}), wanted none: give an object or a function without any"
             )
-        policy = policy()
+        try:
+            policy = policy()
+        except Exception as error:
+            raise ValueError(f"policy {name!r} raised {type(error).__name__} when it was made: {error}") from error
     if not isinstance(policy, Policy) or not callable(policy.act):
         raise ValueError(
             f"policy {name!r} is a {type(policy).__name__} without a method act(observation, state): "
@@ -111,8 +114,8 @@ def load_attribute(name: str, what: str = "policy", method: str = "act") -> Any:
             f"{what} {name!r}: there is no module {module_name!r} in {here} or among the installed ones: "
             "write module:attribute, without .py"
         ) from error
-    except (SyntaxError, ImportError) as error:
-        raise ValueError(f"{what} {name!r}: {module_name} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{what} {name!r}: {module_name} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         public = ", ".join(sorted(n for n, value in vars(module).items() if hasattr(value, method)))
         raise ValueError(f"{what} {name!r}: module {module_name!r} has no {attribute!r}; it has: {public or 'none of use'}")
