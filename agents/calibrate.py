@@ -37,7 +37,7 @@ from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, ReplayWorld, random_keys
-from .bootstrap import cell, interval, resampled
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .rollout import SAFE_ERROR, SCENE_ERRORS, open_scenes
 
@@ -381,10 +381,10 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
     console = Console(highlight=False)
     if (fit := results.get("fit")) is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in fit["coefficients"].items())
-        console.print(f"fitted on {fit['count']} scenes: {told}", markup=False)
+        console.print(f"fitted on {counted(fit['count'], 'scene')}: {told}", markup=False)
     if (check := results.get("check")) is not None:
         table = Table("road users", "rows", "error (m)", "stated (m)", "rank correlation", "of disagreement", "of time alone")
-        table.title = f"{check['scenes']} scenes, {args.rollouts} futures each; in brackets: 95 % interval over scenes"
+        table.title = f"{counted(check['scenes'], 'scene')}, {counted(args.rollouts, 'future')} each; in brackets: 95 % interval"
         for row in check["rank_correlations"]:
             metres = ("none" if row[name] is None else f"{row[name]:.2f}" for name in ("measured_metres", "stated_metres"))
             table.add_row(
@@ -397,7 +397,7 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
         if not check["calibrated"]:
             console.print("these weights have no uncertainty.json: what is stated ranks, but is not the size of the error")
         if check["left_out"]:
-            console.print(f"{check['left_out']} scenes left out: no scored road user is seen after the first decision")
+            console.print(f"{counted(check['left_out'], 'scene')} left out: no scored road user is seen after the first decision")
     if args.into is not None:
         console.print(f"coefficients: {args.into / CALIBRATION_FILE}", markup=False, soft_wrap=True)
     console.print(f"run record: {out}", markup=False, soft_wrap=True)

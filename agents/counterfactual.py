@@ -48,7 +48,7 @@ from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, World, random_keys
-from .bootstrap import cell, interval, resampled
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -361,7 +361,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 150
-    title = f"{results['scenes']} scenes, {results['failed']} failed"
+    title = f"{counted(results['scenes'], 'scene')}, {results['failed']} failed"
     agents = Table("intervention", "cases", "affected", "slower / same / faster\nin SUMO", "learned", "same sign", title=title)
     for name in ("unaffected", "moved by it (m)", "by chance (m)", "energy distance"):
         agents.add_column(name)
@@ -384,7 +384,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console.print(followers)
     for name, reasons in results["left_out"].items():
         for why, count in reasons.items():
-            console.print(f"{name.replace('_', ' ')} left out in {count} scenes: {why}", markup=False)
+            console.print(f"{name.replace('_', ' ')} left out in {counted(count, 'scene')}: {why}", markup=False)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False, soft_wrap=True)
 
 

@@ -28,6 +28,7 @@ from ..worldmodel.networks import TEMPLATES
 from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, LAYOUT, Scene
 from ..worldmodel.sumo import SumoWorld, generate, require_sumo
+from .bootstrap import counted
 from .failures import Failures
 from .interventions import INTERVENTIONS, Intervention, answered_scene, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -162,7 +163,8 @@ def run_import(args: Import) -> None:
     for line in (*done.notices, *(f"left out {skipped.source}: {skipped.reason}" for skipped in done.skipped)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"{done.scenes} scenes from {done.files} files ({done.agents} road users, {done.agent_steps} agent-steps, "
+        f"{counted(done.scenes, 'scene')} from {counted(done.files, 'file')} ({counted(done.agents, 'road user')}, "
+        f"{counted(done.agent_steps, 'agent-step')}, "
         f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",
         markup=False,
         soft_wrap=True,
@@ -199,7 +201,7 @@ def run_generate(args: Generate) -> None:
             tell(done, args.scenes, source)
         write_csv(run.folder / "scenes.csv", rows)
         run.finish({"scenes": len(rows)})
-    Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    Console(highlight=False).print(f"{counted(len(rows), 'scene')}: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
 
 
 def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str, str, dict[str, np.ndarray]]]:
@@ -256,7 +258,7 @@ def run_intervene(args: Intervene) -> int:
         run.finish({"scenes": len(rows), "failed": len(failures), "interventions": counts, "left_out": listed})
     console = Console(highlight=False)
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    console.print(f"{len(rows)} scenes ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    console.print(f"{counted(len(rows), 'scene')} ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
     if refused:
         console.print(f"{sum(refused.values())} cannot be made: run.json says why", markup=False)
     return failures.tell()

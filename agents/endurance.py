@@ -36,7 +36,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, State, movable, random_keys
-from .bootstrap import cell, interval, resampled
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -260,9 +260,8 @@ def _curve(tallies: Sequence[Tally], above: str, below: str) -> list[float | Non
 def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Path) -> None:
     console = Console(highlight=False)
     table = Table("figure", *(str(row["world"]) for row in summary))
-    table.title = (
-        f"{summary[0]['scenes']} scenes, {args.rollouts} futures of {args.seconds} s: first {args.window} s, last, ratio"
-    )
+    what = f"{counted(summary[0]['scenes'], 'scene')}, {counted(args.rollouts, 'future')} of {args.seconds} s"
+    table.title = f"{what}: first {args.window} s, last, ratio"
     for name, (title, _, _) in FIGURES.items():
         table.add_row(title, *(_cell(row, name) for row in summary))
     table.add_row("distance of speeds / mean speed", *(cell(row, "speed_distance_ratio") for row in summary))

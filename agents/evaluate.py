@@ -27,9 +27,10 @@ from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.run import Run, dated_folder, read_metrics, require_same_inputs, resume_run, start_run
 from ..worldmodel.scene import TIME_STEP
-from .bootstrap import cell
+from .bootstrap import cell, counted
 from .crew import Crew, Job, Task
 from .drive import WIDTH
+from .failures import SHOWN
 from .fingerprints import fingerprints
 from .policy import load_policy
 from .ranking import FAULTS, leader_row, paired, scored
@@ -109,7 +110,7 @@ def run_evaluate(args: Evaluate) -> int:
     rows = drive_all(run, args, jobs, errors)
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
-        raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
+        raise ValueError(f"of {counted(len(rows), 'scenario')} all failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
     files = write_rows(run.folder, rows)
     write_csv(run.folder / "leaders.csv", summary["leaders"])
     if summary["pairs"]:
@@ -210,7 +211,7 @@ def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -
     unknown = sum(row["error"] is not None for row in human.values())
     if unknown:
         console.print(
-            f"in {unknown} of {len(human)} scenes the log is too short to forgive what its own driver fails: EPDMS as it is"
+            f"in {unknown} of {counted(len(human), 'scene')} the log is too short to forgive what its driver fails: EPDMS as is"
         )
     return [_forgiven(row, human.get(row["scene"])) for number in range(first, len(jobs)) for row in known[number]]
 
@@ -290,7 +291,8 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _about(args: Evaluate, rows: Sequence[Mapping[str, Any]]) -> str:
     scenes = len({row["scene"] for row in rows})
     return (
-        f"{len(rows)} scenarios: {len(args.policies)} policies on {scenes} scenes of {args.scenes}, "
+        f"{counted(len(rows), 'scenario')}: {counted(len(args.policies), 'policy', 'policies')} on {counted(scenes, 'scene')} "
+        f"of {args.scenes}, "
         f"seeds {' '.join(map(str, args.seeds))}, worlds {', '.join(args.worlds)}"
     )
 
@@ -313,13 +315,30 @@ def summarise(
     return {"leaders": leaders, "pairs": pairs}
 
 
+def tell_failed(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what failed and why, once for all policies that it happened to; and how many scenes could not start at all."""
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row["error"] is not None:
+            failed.setdefault((row["world"], row["scene"], row["error"]), []).append(row["policy"])
+    for (world, scene, error), policies in list(failed.items())[:SHOWN]:
+        who = ", ".join(dict.fromkeys(policies))
+        console.print(f"failed: {who} in {world}: {scene}: {error}", markup=False, soft_wrap=True)
+    if len(failed) > SHOWN:
+        console.print(f"... and {len(failed) - SHOWN} more: see the column error in scenarios.csv", markup=False)
+    unstarted = {(world, scene) for world, scene, error in failed if error.startswith("cannot start")}
+    for world in dict.fromkeys(world for world, _ in sorted(unstarted)):
+        count = sum(one == world for one, _ in unstarted)
+        console.print(f"left out of every score in {world}: {counted(count, 'scene')} that cannot start there", markup=False)
+
+
 def _print(
     summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path, files: Sequence[Path]
 ) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    table = Table(title=f"{len(rows)} scenarios; in brackets: 95 % interval over scenes", title_justify="left")
+    table = Table(title=f"{counted(len(rows), 'scenario')}; in brackets: 95 % interval over scenes", title_justify="left")
     for name in ("world", "policy", "nuPlan score", "EPDMS", "at fault", "off road", "red light", "failed"):
         table.add_column(name, justify="left" if name in ("world", "policy") else "right", overflow="fold")
     for line in summary["leaders"]:
@@ -333,10 +352,6 @@ def _print(
             if pair["p_value"] > SIGNIFICANT:
                 than = f"{pair['policy']} and {pair['than']} are not told apart by these scenes: {told}"
             console.print(f"{pair['world']}: {than}", markup=False, soft_wrap=True)
-    failed = [row for row in rows if row["error"] is not None]
-    for row in failed[:10]:
-        console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
-    if len(failed) > 10:
-        console.print(f"... and {len(failed) - 10} more: see the column error in scenarios.csv", markup=False)
+    tell_failed(rows, console)
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"rows and record: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

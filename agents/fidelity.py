@@ -41,7 +41,7 @@ from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
-from .bootstrap import cell, interval, resampled
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .policy import load_attribute
 from .rollout import SCENE_ERRORS, open_scenes
@@ -332,7 +332,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console, worlds = Console(highlight=False), results["worlds"]
     shortest, longest = (f"{TIME_STEP * steps:g}" for steps in results["steps"])
     table = Table("world", f"RMM {results['config']}", "of the log's", "minADE 3 s (m)", "minADE (m)", "collisions", "off road")
-    table.title = f"{worlds[0]['scenes']} scenes, {results['objects']} objects, {shortest} to {longest} s"
+    table.title = f"{counted(worlds[0]['scenes'], 'scene')}, {counted(results['objects'], 'object')}, {shortest} to {longest} s"
     for row in worlds:
         table.add_row(str(row["world"]), *(_cell(row, name) for name in FIGURES[:6]))
     console.print(table)
@@ -341,7 +341,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
         table.add_row(name.replace("_", " "), *(_cell(row, name) for row in worlds))
     console.print(table)
     for name, count in results["left_out"].items():
-        console.print(f"{name} left out of the meta-metric in {count} scenes that have no such value", markup=False)
+        console.print(f"{name} left out of the meta-metric in {counted(count, 'scene')} without such a value", markup=False)
     console.print(f"scored: {results['rule']}", markup=False)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..renderers.agreement import plot_agreement
 from ..worldmodel.files import write_csv, write_text
 from ..worldmodel.run import dated_folder
-from .bootstrap import cell
+from .bootstrap import cell, counted
 from .drive import WIDTH
-from .evaluate import Evaluate, checked_scenes, drive_all, inputs_of, open_run, plan_jobs
+from .evaluate import Evaluate, checked_scenes, drive_all, inputs_of, open_run, plan_jobs, tell_failed
 from .policy import POLICIES
 from .ranking import agreement, by_scene, leader_row
 from .records import renew_text
@@ -168,7 +168,7 @@ def report(lines: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, 
     """Return the report as Markdown."""
     first = next(iter(found.values()))
     text = [
-        f"{first['policies']} drivers on {first['scenes']} starts, nuPlan's closed-loop score, against SUMO.",
+        f"{first['policies']} drivers on {counted(first['scenes'], 'start')}, nuPlan's closed-loop score, against SUMO.",
         "In brackets: 95 % interval, bootstrap over starts.",
         "",
         "| | " + " | ".join(CORRELATIONS.values()) + " |",
@@ -205,6 +205,5 @@ def _print(
         console.print(f"{title} against SUMO: {told}", markup=False, soft_wrap=True)
     for name, value in training.items():
         console.print(f"{name.replace('_', ' ')}: {value:.3f}")
-    for row in failed[:10]:
-        console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
+    tell_failed(failed, console)
     console.print(f"report and picture: {out / 'report.md'}, {out / 'agreement.png'}", markup=False, soft_wrap=True)

@@ -383,12 +383,12 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
     def _horizons(self, scenes: Scene) -> Tensor:
         """Return the steps (B,) after which each episode is truncated."""
         possible = self.world.horizon(scenes)
+        if possible is not None and (possible < 1).any():
+            what = f"{scenes.id[int((possible < 1).nonzero()[0])]}: cannot start in {type(self.world).__name__}"
+            raise ValueError(f"{what}: its log ends at the present: take the learned world, or leave it out")
         if self.horizon is None:
             if possible is None:
                 raise ValueError("horizon=None: this world has no end, so give a number of steps")
-            if (possible < 1).any():
-                row = int((possible < 1).nonzero()[0])
-                raise ValueError(f"{scenes.id[row]}: its log ends at the present, so there is nothing to drive: leave it out")
             return possible
         if possible is not None and (possible < self.horizon).any():
             row = int((possible < self.horizon).nonzero()[0])

@@ -114,6 +114,7 @@ def test_rows_leaders_and_pairs_and_the_same_with_other_workers(place: Path, cap
     assert main(words("one", "--workers", "1", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
     shown = capsys.readouterr().out
     assert "16 scenarios" in shown
+    assert max(map(len, shown.splitlines())) <= 120
     assert "are not told apart by these scenes" in shown  # four scenes cannot
     assert main(words("two", "--workers", "2", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
     assert rows("one") == rows("two")
@@ -159,8 +160,19 @@ def test_a_scene_that_cannot_start_is_told_and_counts_for_nobody(place: Path, ca
     leader = json.loads(Path("out/run.json").read_text())["results"]["leaders"][0]
     assert (leader["scenarios"], leader["failed"], leader["failed_by_policy"]) == (2, 1, 0)
     assert leader["nuplan"] > 0.5
+    both = words("both", policies=("idm", "constant"))
+    data_set(place / "moment", straight_road("hand/moment", steps=11), straight_road("hand/long"))
+    assert main([*both, "--scenes", "moment", "--worlds", "replay", "constant_velocity"]) == 1
+    told = "hand/moment: cannot start in ReplayWorld: its log ends at the present: take the learned world, or leave it out"
+    shown = capsys.readouterr().out
+    assert f"failed: idm, constant in replay: {told}\n" in shown
+    assert "left out of every score in replay: 1 scene that cannot start there\n" in shown
+    assert [(row["world"], row["ended"]) for row in rows("both") if row["scene"] == "hand/moment"] == [
+        *[("replay", "failed")] * 2,
+        *[("constant_velocity", "horizon")] * 2,
+    ]
     assert main([*words("none"), "--scenes", "bad"]) == 2
-    assert "all 1 scenarios failed, the first one: hand/bad" in capsys.readouterr().err
+    assert "of 1 scenario all failed, the first one: hand/bad" in capsys.readouterr().err
 
 
 def test_rows_are_parquet_too_with_the_same_types_in_every_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

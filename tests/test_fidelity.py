@@ -122,7 +122,7 @@ def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
         ("my_broken_world:Broken", f"hand/0: the world's step raised KeyError: 'mars' ({place})"),
         ("my_broken_world:Nothing", "hand/0: the world's reset returned a NoneType, wanted a State of 2 scenes"),
     ):
-        with pytest.raises(ValueError, match=f"all 2 scenes failed, the first one: {re.escape(told)}"):
+        with pytest.raises(ValueError, match=f"of 2 scenes all failed, the first one: {re.escape(told)}"):
             run_fidelity(Fidelity(scenes=roads, world=world, rollouts=2, out=tmp_path / "broken"))
         assert not (tmp_path / "broken").exists()
     for world, message in (("sumo", "wanted learned or"), ("my_fidelity_world:nothing", "a int without reset and step")):
