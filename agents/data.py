@@ -55,7 +55,8 @@ class Import:
     """Turn recordings into a data set of scenes that worldloop reads.
 
     Writes the folder DST (index.json and shards in safetensors), under its final name only once it is whole; a killed import
-    leaves at most DST.partial, which the next one removes. The run folder gets run.json, and skipped.csv with what was left out.
+    leaves at most DST.partial, which the next one removes. The run folder gets run.json, and skipped.csv with what was left out
+    on purpose (scenes that are too short, say); broken.csv where --skip-broken has left files out.
 
     Example: worldloop data import pandaset recordings/pandaset scenes/pandaset
     """
@@ -70,6 +71,8 @@ class Import:
     """Folder to make."""
     overwrite: bool = False
     """Replace a data set that is there already."""
+    skip_broken: bool = False
+    """Go on where a file breaks, with what was read of it, instead of stopping; such files are told at the end, exit code 1."""
     out: Path | None = None
     """Run folder, runs/data-import-DATE if not given."""
 
@@ -150,25 +153,34 @@ class Info:
     """Run folder, runs/data-info-DATE if not given."""
 
 
-def run_import(args: Import) -> None:
-    """Import with a progress bar, then say what came in, and what was left out and why."""
+def run_import(args: Import) -> int:
+    """Import with a progress bar, then say what came in, and what was left out and why; 1 if files were broken."""
     console = Console(highlight=False)
     out = args.out or dated_folder("data import")
     with whole_run(out, "data import", asdict(args), seed=0) as run:
         with _bar(args.format) as tell:
-            done = import_scenes(args.format, args.src, args.dst, overwrite=args.overwrite, progress=tell)
+            how = {"overwrite": args.overwrite, "skip_broken": args.skip_broken}
+            done = import_scenes(args.format, args.src, args.dst, **how, progress=tell)
         write_csv(run.folder / "skipped.csv", [asdict(skipped) for skipped in done.skipped])
+        if done.broken:
+            write_csv(run.folder / "broken.csv", [asdict(broken) for broken in done.broken])
         counts = {name: value for name, value in asdict(done).items() if isinstance(value, int)}
-        run.finish(counts | {"skipped": len(done.skipped), "scenes_per_second": done.scenes / done.seconds})
+        run.finish(
+            counts | {"skipped": len(done.skipped), "broken": len(done.broken), "scenes_per_second": done.scenes / done.seconds}
+        )
     for line in (*done.notices, *(f"left out {skipped.source}: {skipped.reason}" for skipped in done.skipped)):
         console.print(line, markup=False, soft_wrap=True)
+    for broken in done.broken:
+        console.print(f"broken: {broken.source}: {broken.reason}", markup=False, soft_wrap=True)
     console.print(
         f"{counted(done.scenes, 'scene')} from {counted(done.files, 'file')} ({counted(done.agents, 'road user')}, "
         f"{counted(done.agent_steps, 'agent-step')}, "
-        f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",
+        f"{len(done.skipped)} left out, {counted(len(done.broken), 'file')} broken) in {done.seconds:.1f} s: {done.destination} "
+        f"(run record: {out})",
         markup=False,
         soft_wrap=True,
     )
+    return 1 if done.broken else 0
 
 
 def run_generate(args: Generate) -> None:

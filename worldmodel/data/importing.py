@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from ..scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from . import find_files, reader
-from .shards import SceneDataset, Skipped
+from .shards import DataError, SceneDataset, Skipped
 from .writing import ShardWriter
 
 VALIDATION_PREFIXES = ("commonroad/USA_Peach",)
@@ -25,7 +25,7 @@ FIRST_VALIDATION_PANDASET = 42
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_scenes` did: counts, what was left out and why, what a person should know, and how long it took."""
+    """What `import_scenes` did: counts, what was left out and why, which files are broken, what to know, and how long it took."""
 
     destination: Path
     files: int
@@ -33,6 +33,7 @@ class Imported:
     agents: int
     agent_steps: int
     skipped: tuple[Skipped, ...]
+    broken: tuple[Skipped, ...]
     notices: tuple[str, ...]
     seconds: float
 
@@ -43,6 +44,7 @@ def import_scenes(
     destination: str | Path,
     *,
     overwrite: bool = False,
+    skip_broken: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Imported:
     """Convert `source`, a folder or one file of `format`, into the data set `destination`; all or nothing.
@@ -52,21 +54,24 @@ def import_scenes(
         source: where the files lie.
         destination: folder to make; an interrupted import leaves at most `<destination>.partial`, which the next one removes.
         overwrite: replace a data set that is there already.
+        skip_broken: go on where a file breaks, with what was read of it before, and tell which in `broken`.
         progress: is called with (files done, files in all, name of the file at hand) before every file and at the end.
 
     Raises:
-        DataError: a file cannot be read, or the destination exists.
+        DataError: a file cannot be read (all of them with `skip_broken`), or the destination exists.
     """
     start = time.perf_counter()
     module = reader(format)
     files = find_files(format, source)
     tell = progress or (lambda done, total, name: None)
     skipped: list[Skipped] = []
+    broken: list[Skipped] = []
     scenes = agents = agent_steps = 0
     with ShardWriter(destination, overwrite=overwrite) as writer:
         for done, file in enumerate(files):
             tell(done, len(files), file.name)
-            for found in module.read_file(file):
+            parts = module.read_file(file)
+            for found in _until_broken(parts, file, broken) if skip_broken else parts:
                 if isinstance(found, Skipped):
                     skipped.append(found)
                     continue
@@ -74,6 +79,8 @@ def import_scenes(
                 scenes += len(found)
                 agents += int(found.valid.any(dim=-1).sum())
                 agent_steps += int(found.valid.sum())
+        if len(broken) == len(files):
+            raise DataError(f"of {len(files)} files all are broken, the first one: {broken[0].reason}")
     tell(len(files), len(files), "")
     return Imported(
         destination=Path(destination),
@@ -82,9 +89,22 @@ def import_scenes(
         agents=agents,
         agent_steps=agent_steps,
         skipped=tuple(skipped),
+        broken=tuple(broken),
         notices=tuple(writer.notices),
         seconds=time.perf_counter() - start,
     )
+
+
+def _until_broken(parts: Iterator[Scene | Skipped], file: Path, broken: list[Skipped]) -> Iterator[Scene | Skipped]:
+    """Yield what can be read of a file; where that ends in an error, note it in `broken`."""
+    count = 0
+    try:
+        for found in parts:
+            yield found if isinstance(found, Skipped) else found.validate()
+            count += 1
+    except (ValueError, OSError) as error:  # no such file, no scene, or no disk any more
+        kept = f" (what was read of it before, {count}, is kept)" if count else ""
+        broken.append(Skipped(file.name, " ".join(str(error).split()) + kept))
 
 
 def split(id: str) -> str:
