@@ -52,14 +52,14 @@ FREE = ("out", "workers", "time_limit", "resume")
 class Evaluate:
     """Score policies: every policy on every scene, in every world, with every seed.
 
-    A scenario runs to its horizon and is scored by nuPlan's closed-loop score (no at-fault collision, drivable area, driving
-    direction, progress, time to collision, speed limit, comfort) and NAVSIM's EPDMS (red lights and lane keeping too), both from
-    0 to 1. A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone,
-    which then scores 0; the exit code is then 1.
+    A scenario runs to its horizon and is scored from 0 to 1 by nuPlan's closed-loop score (no at-fault collision, drivable area,
+    driving direction, progress, time to collision, speed limit, comfort) and by NAVSIM's EPDMS (red lights and lane keeping too).
+    A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone, which then
+    scores 0. A scene that cannot start is told and counts for nobody. In both cases the exit code is 1.
 
-    The run folder gets scenarios.csv (one row a scenario; with the extra parquet scenarios.parquet too), leaders.csv (means with
-    95 % intervals, bootstrap over scenes), pairs.csv (paired differences between policies, with p values), report.html (all of it
-    on one page, with a player), run.json.
+    The run folder gets scenarios.csv (one row a scenario; with the extra parquet scenarios.parquet too), leaders.csv (means and
+    their bootstrap intervals over scenes, 95 %), pairs.csv (paired differences between policies, with p values), report.html (all
+    of it on one page, with a player), run.json.
 
     Example: worldloop evaluate --policies idm pdm my_driver:Careful --worlds learned sumo --scenes scenes/held
     """
@@ -91,8 +91,7 @@ class Evaluate:
     resume: bool = False
     """Go on with a killed evaluation in --out; all other arguments, and what they name, as they were."""
     repeat: Path | None = None
-    """Folder of a finished evaluation: all arguments that matter are taken from its run.json, and refused are scenes, weights and
-    drivers that have changed since."""
+    """Folder of a finished evaluation, whose arguments are taken again; scenes, weights and drivers must not have changed."""
 
 
 def run_evaluate(args: Evaluate) -> int:

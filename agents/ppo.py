@@ -42,9 +42,9 @@ CHECKPOINT = "checkpoint.safetensors"
 class Ppo:
     """Train a driver in a world by proximal policy optimisation.
 
-    The run folder gets metrics.jsonl (losses, rewards term by term, and every --evaluate-every updates nuPlan's score on the
-    --validation scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`; having been the best
-    flatters its score there, so score it on other scenes), the checkpoint for --resume, and, with the extra tensorboard, the
+    The run folder gets metrics.jsonl (losses, rewards term by term, and, every so many updates, nuPlan's score on the validation
+    scenes), learning_curves.png, model/ (the best driver so far, for `worldloop evaluate --policies RUN/model`; having been the
+    best flatters its score there, so score it on other scenes), the checkpoint for --resume, and, with the extra tensorboard, the
     numbers of metrics.jsonl as event files: `tensorboard --logdir runs`.
 
     Example: worldloop train ppo --scenes scenes/made --validation scenes/tuning --out runs/ppo
@@ -53,7 +53,7 @@ class Ppo:
     scenes: str
     """Scenes to train on: FOLDER or FOLDER:GLOB."""
     validation: str
-    """Other scenes, on which the driver is scored during training."""
+    """Scenes on which the driver is scored during training; none may be among those to train on."""
     world: str = "learned"
     """Who moves the others: learned, learned_open, replay, constant_velocity, sumo."""
     weights: Path | None = None
@@ -61,7 +61,7 @@ class Ppo:
     start_from: Path | None = None
     """Folder of a driver to go on with (`model` of another training, `train clone` for one); it is scored first, as update 0."""
     reward: str = "nuplan"
-    """A preset of `worldloop.envs.PRESETS`."""
+    """What is rewarded: progress, nuplan or epdms (`worldloop.envs.PRESETS`)."""
     steps: int = 1_000_000
     """Steps of the environments, all together."""
     envs: int = 32
@@ -93,7 +93,7 @@ class Ppo:
     threads: int = 2
     """Threads of torch."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of the network's first weights, the scenes and the actions drawn."""
     out: Path | None = None
     """Run folder, runs/train-ppo-DATE if not given."""
     resume: bool = False

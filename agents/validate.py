@@ -44,11 +44,12 @@ CORRELATIONS = {"spearman": "Spearman", "kendall": "Kendall", "pearson": "Pearso
 class Validate:
     """Measure whether a score in the learned world predicts the score outside of it.
 
-    Drivers of all skills are scored on the same starts in the learned world, in log replay and in SUMO, the reference. Told are
-    Spearman's, Kendall's and Pearson's correlation of their scores with those in SUMO, and the mean absolute error, each with a
-    95 % interval (bootstrap over starts), for the learned world and for log replay. With policies that were trained, also: the
-    optimisation lift (what training in the learned world alone reaches in SUMO, as a share of training there), and the
-    exploitability (by how much more the learned world flatters the policy after its training than before).
+    Drivers of all skills are scored on the same starts in the learned world, in log replay and in SUMO, the reference. For the
+    learned world and for log replay it reports Spearman's, Kendall's and Pearson's correlation of their scores with those in
+    SUMO, and the mean absolute error, each with its bootstrap interval over starts (95 %). Where policies that were trained are
+    named with --trained and the two options after it, it also reports the optimisation lift (what training in the learned world
+    alone reaches in SUMO, as a share of what training in SUMO reaches) and the exploitability (by how much more the learned world
+    flatters the policy after its training than before). The exit code is 1 if a scenario failed.
 
     The run folder gets report.md, agreement.png, scores.csv (a line a policy), scenarios.csv (with the extra parquet
     scenarios.parquet too), run.json. The scenes have to be generated (SUMO starts them again), on networks that the weights were
@@ -60,13 +61,13 @@ class Validate:
     scenes: str
     """Folder of a data set of generated scenes, or FOLDER:GLOB."""
     policies: tuple[str, ...] = LADDER
-    """Who drives: at least three, shipped drivers or your own as module:attribute."""
+    """Who drives: at least three shipped drivers, trained ones by their folder (RUN/model), or your own as module:attribute."""
     seeds: tuple[int, ...] = (0,)
     """Scenario i is driven with seed + i, once for each."""
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
     trained: str | None = None
-    """A policy that was trained in the learned world alone: for lift and exploitability."""
+    """A policy (RUN/model) that was trained in the learned world alone: for lift and exploitability, not the ranking."""
     untrained: str | None = None
     """The same policy before its training: for exploitability."""
     trained_outside: str | None = None
