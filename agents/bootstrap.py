@@ -33,6 +33,11 @@ def interval(values: Tensor) -> tuple[float | None, float | None]:
     return low, high
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return how many there are as text: 1 scene, 2 scenes."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def cell(row: Mapping[str, Any], name: str, scale: float = 1, unit: str = "", places: int = 2) -> str:
     """Return a figure of a row as text: `value unit [low, high]` from `name`, `name_low`, `name_high`, or "none".
 

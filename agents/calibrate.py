@@ -34,10 +34,11 @@ from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.open_loop import logged_ego, logged_futures, scored_agents
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
+from ..worldmodel.shipped import SHIPPED_SIGNALS, model_folder
 from ..worldmodel.signals import SignalModel
 from ..worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, Calibration, weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_SIGNALS, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, ReplayWorld, random_keys
-from .bootstrap import cell, interval, resampled
+from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, ReplayWorld, random_keys
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .rollout import SAFE_ERROR, SCENE_ERRORS, open_scenes
 
@@ -74,7 +75,7 @@ class Calibrate:
     limit: int | None = None
     """At most so many scenes of each data set, spread evenly over it."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
     into: Path | None = None
     """Model folder that gets the fitted uncertainty.json; it must hold the same weights."""
     rollouts: int = 8
@@ -260,7 +261,7 @@ def run_calibrate(args: Calibrate) -> int:
         )
     if not args.fit and not args.scenes:
         raise ValueError("found neither --fit nor --scenes: wanted data sets to fit on, to check on, or both")
-    folder = args.weights or SHIPPED_WEIGHTS
+    folder = model_folder(args.weights)
     if args.fit:  # whatever calibration is there already, of other weights perhaps, is about to be renewed
         model, signals = BehaviorModel.from_pretrained(folder), SignalModel.from_pretrained(SHIPPED_SIGNALS)
         world = LearnedWorld(model, args.temperature, args.epsilon, signals=signals)
@@ -381,10 +382,10 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
     console = Console(highlight=False)
     if (fit := results.get("fit")) is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in fit["coefficients"].items())
-        console.print(f"fitted on {fit['count']} scenes: {told}", markup=False)
+        console.print(f"fitted on {counted(fit['count'], 'scene')}: {told}", markup=False)
     if (check := results.get("check")) is not None:
         table = Table("road users", "rows", "error (m)", "stated (m)", "rank correlation", "of disagreement", "of time alone")
-        table.title = f"{check['scenes']} scenes, {args.rollouts} futures each; in brackets: 95 % interval over scenes"
+        table.title = f"{counted(check['scenes'], 'scene')}, {counted(args.rollouts, 'future')} each; in brackets: 95 % interval"
         for row in check["rank_correlations"]:
             metres = ("none" if row[name] is None else f"{row[name]:.2f}" for name in ("measured_metres", "stated_metres"))
             table.add_row(
@@ -397,7 +398,7 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
         if not check["calibrated"]:
             console.print("these weights have no uncertainty.json: what is stated ranks, but is not the size of the error")
         if check["left_out"]:
-            console.print(f"{check['left_out']} scenes left out: no scored road user is seen after the first decision")
+            console.print(f"{counted(check['left_out'], 'scene')} left out: no scored road user is seen after the first decision")
     if args.into is not None:
         console.print(f"coefficients: {args.into / CALIBRATION_FILE}", markup=False, soft_wrap=True)
     console.print(f"run record: {out}", markup=False, soft_wrap=True)

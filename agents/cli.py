@@ -43,27 +43,37 @@ class Command:
 COMMANDS = {
     "demo": Command(".drive", "Demo", "run_demo", "watch the shipped driver in the shipped learned world (2 minutes)"),
     "rollout": Command(".drive", "Rollout", "run_rollout", "drive a policy through scenes in a world; table, CSV, video"),
+    "drive": Command(".window", "Drive", "run_drive", "drive in a window, by keys, gamepad or policy, in a world that answers"),
+    "view": Command(".view", "View", "run_view", "the same in 3-D: chase, cockpit and orbit films by day, at night, in rain"),
     "evaluate": Command(".evaluate", "Evaluate", "run_evaluate", "score and rank policies by nuPlan's score and EPDMS; a report"),
     "validate": Command(".validate", "Validate", "run_validate", "does a score here predict the score in SUMO; a report"),
     "train behavior": Command("..worldmodel.train_behavior", "Args", "main", "train the network that moves the other road users"),
     "train ppo": Command(".ppo", "Ppo", "run_ppo", "train a driver in a world by proximal policy optimisation"),
     "train clone": Command(".clone", "Clone", "run_clone", "train a driver to do what another one, or a log, does"),
+    "train camera": Command("..worldmodel.train_camera", "Args", "main", "train the network that paints what a camera sees"),
     "compare": Command(".compare", "Compare", "run_compare", "what each change did: several weights' measurements in one table"),
     "scaling": Command(".scaling", "Scaling", "run_scaling", "what a larger network or more data gives; fits, a picture"),
     "train signals": Command(
         "..worldmodel.train_signals", "Args", "main", "train the network that lets signals go on after the log"
     ),
     "fidelity": Command(".fidelity", "Fidelity", "run_fidelity", "how realistic the learned world is; tables, distributions"),
+    "fidelity camera": Command(
+        ".camera_fidelity", "CameraFidelity", "run_camera_fidelity", "does the learned camera do what it is told; tables, films"
+    ),
     "counterfactual": Command(
         ".counterfactual", "Counterfactual", "run_counterfactual", "do others answer the ego as in SUMO; tables, pictures"
     ),
     "calibrate": Command(".calibrate", "Calibrate", "run_calibrate", "how unsure the learned world is: fit it to logs, check it"),
     "endurance": Command(".endurance", "Endurance", "run_endurance", "whether a minute of traffic ends as it began; curves"),
     "card": Command(".card", "Card", "run_card", "ship trained weights, with a model card written from recorded runs"),
-    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, Argoverse 2, ...) into scenes"),
+    "card camera": Command(
+        ".camera_card", "CameraCard", "run_camera_card", "ship a trained camera, with a card from recorded runs"
+    ),
+    "data import": Command(".data", "Import", "run_import", "turn recordings (PandaSet, Waymo, video, ...) into a data set"),
     "data generate": Command(".data", "Generate", "run_generate", "make scenes with SUMO, from templates or your own network"),
     "data intervene": Command(".data", "Intervene", "run_intervene", "make scenes in which the ego brakes, cuts in, ... in SUMO"),
-    "data info": Command(".data", "Info", "run_info", "what a data set of scenes holds; a table"),
+    "data film": Command(".film", "FilmClips", "run_film", "film drives through scenes in 3-D, to train a camera on"),
+    "data info": Command(".data", "Info", "run_info", "what a data set of scenes or clips holds; a table"),
 }
 
 

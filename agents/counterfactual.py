@@ -46,9 +46,10 @@ from ..worldmodel.files import write_csv
 from ..worldmodel.open_loop import Trace, force_ego
 from ..worldmodel.run import dated_folder, require_free, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
+from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, World, random_keys
-from .bootstrap import cell, interval, resampled
+from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, World, random_keys
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -102,7 +103,7 @@ class Counterfactual:
     seed: int = 0
     """Seed of the sampling."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     out: Path | None = None
@@ -175,7 +176,7 @@ def run_counterfactual(args: Counterfactual) -> int:
             for name in args.interventions
             if (reasons := {row["why"] for row in refused if row["intervention"] == name})
         }
-        results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
+        results["weights_checksum"] = weights_checksum(model_folder(args.weights))
         run.finish(results)
     _print_tables(results, out)
     return failures.tell()
@@ -361,7 +362,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 150
-    title = f"{results['scenes']} scenes, {results['failed']} failed"
+    title = f"{counted(results['scenes'], 'scene')}, {results['failed']} failed"
     agents = Table("intervention", "cases", "affected", "slower / same / faster\nin SUMO", "learned", "same sign", title=title)
     for name in ("unaffected", "moved by it (m)", "by chance (m)", "energy distance"):
         agents.add_column(name)
@@ -384,7 +385,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console.print(followers)
     for name, reasons in results["left_out"].items():
         for why, count in reasons.items():
-            console.print(f"{name.replace('_', ' ')} left out in {count} scenes: {why}", markup=False)
+            console.print(f"{name.replace('_', ' ')} left out in {counted(count, 'scene')}: {why}", markup=False)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`worldloop data import`, `data generate`, `data intervene`, `data info`: scenes in, and what they hold."""
+"""`worldloop data import`, `data generate`, `data intervene`, `data info`: scenes and clips in, and what they hold."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ..worldmodel.data import SceneDataset
-from ..worldmodel.data.importing import describe, import_scenes
+from ..worldmodel.data.clips import LONGEST, ClipDataset, holds_clips
+from ..worldmodel.data.importing import VIDEO_FORMATS, describe, describe_clips, import_clips, import_scenes
 from ..worldmodel.data.writing import ShardWriter
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.networks import TEMPLATES
 from ..worldmodel.run import dated_folder, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, LAYOUT, Scene
 from ..worldmodel.sumo import SumoWorld, generate, require_sumo
+from .bootstrap import counted
 from .failures import Failures
 from .interventions import INTERVENTIONS, Intervention, answered_scene, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -41,9 +43,9 @@ INTERVENED_SCENES = 2
 IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)
 """In workers: Ctrl-C is the parent's business, which stops them."""
 
-UNITS = {"median_speed": " (m/s)", "p95_speed": " (m/s)"}
-LISTED = ("id", "agents", "steps", "source")
-"""Columns of the list of scenes that `data info` writes."""
+UNITS = {"median_speed": " (m/s)", "p95_speed": " (m/s)", "rate": " (Hz)"}
+LISTED = {"scenes": ("id", "agents", "steps", "source"), "clips": ("id", "split", "frames", "first", "source")}
+"""Columns of the list of scenes, or clips, that `data info` writes."""
 
 JOBS_APART = 100_000
 """Keeps the seeds of the jobs of two runs apart."""
@@ -51,24 +53,41 @@ JOBS_APART = 100_000
 
 @dataclass(frozen=True)
 class Import:
-    """Turn recordings into a data set of scenes that worldloop reads.
+    """Turn recordings into a data set that worldloop reads: of scenes, or (donkeycar, frames) of video clips with actions.
 
     Writes the folder DST (index.json and shards in safetensors), under its final name only once it is whole; a killed import
-    leaves at most DST.partial, which the next one removes. The run folder gets run.json, and skipped.csv with what was left out.
+    leaves at most DST.partial, which the next one removes. The run folder gets run.json, and skipped.csv with what was left out
+    on purpose (scenes that are too short, say); broken.csv where --skip-broken has left files out.
+
+    FORMAT frames is any video with actions: SRC holds a folder for each recording, with numbered pictures (000001.png or .jpg),
+    actions.csv (a header with the actions' names, then a row of numbers for each picture, in order: what was done while it was
+    seen), and clip.json, {"rate": 20}, unless --rate says it. A recording is cut where a number is missing and, evenly, to at
+    most --longest frames; its clips are called RECORDING/0000, RECORDING/0001, ...
 
     Example: worldloop data import pandaset recordings/pandaset scenes/pandaset
+    Example: worldloop data import frames recordings/drives clips/drives --height 64 --width 80
     """
 
     format: Annotated[str, Positional, arg(metavar="FORMAT")]
     """What the recordings are: pandaset (reconstructed NNN.json.gz), commonroad (2018b/2020a XML, also gzipped), waymo (Open
     Motion: TFRecords of Scenario), gpudrive (its JSON, also gzipped), argoverse2 (motion forecasting: parquet with its map beside
-    it), or scenarionet (pickled, or as JSON)."""
+    it), scenarionet (pickled, or as JSON), donkeycar (tubs, as folders or .tar) or frames (pictures and actions.csv)."""
     src: Annotated[Path, Positional, arg(metavar="SRC")]
     """Folder of recordings, or one file."""
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """Folder to make."""
     overwrite: bool = False
     """Replace a data set that is there already."""
+    height: int | None = None
+    """Of video: height of the stored frames in pixels, as recorded if not given. Each pixel becomes the mean of its area."""
+    width: int | None = None
+    """Of video: width of the stored frames."""
+    rate: float | None = None
+    """Of video: frames a second, where the recording does not say it; 20 for donkeycar if not given."""
+    longest: int = LONGEST
+    """Of video: frames of a clip at the most; longer ones are cut evenly."""
+    skip_broken: bool = False
+    """Go on where a file breaks, with what was read of it, instead of stopping; such files are told at the end, exit code 1."""
     out: Path | None = None
     """Run folder, runs/data-import-DATE if not given."""
 
@@ -135,38 +154,64 @@ class Intervene:
 
 @dataclass(frozen=True)
 class Info:
-    """Show what a data set holds: scenes, hours, road users by kind, speeds, roads by kind.
+    """Show what a data set holds: scenes, hours, road users by kind, speeds, roads by kind; or clips, frames, hours, actions.
 
     Prints a table with a column for each of the project's fixed splits (whole places are held out for validation) that occurs;
-    the run folder gets it as info.json and info.csv, and scenes.csv with all ids.
+    of clips, the last 10 % of each recording are held out. The run folder gets it as info.json and info.csv, and scenes.csv (or
+    clips.csv) with all ids.
 
     Example: worldloop data info scenes/pandaset
     """
 
     dst: Annotated[Path, Positional, arg(metavar="DST")]
-    """Folder of a data set, or FOLDER:GLOB for the scenes with such ids."""
+    """Folder of a data set, or FOLDER:GLOB for the scenes or clips with such ids."""
     out: Path | None = None
     """Run folder, runs/data-info-DATE if not given."""
 
 
-def run_import(args: Import) -> None:
-    """Import with a progress bar, then say what came in, and what was left out and why."""
-    console = Console(highlight=False)
+def run_import(args: Import) -> int:
+    """Import with a progress bar, then say what came in, and what was left out and why; 1 if files were broken."""
+    console, size = Console(highlight=False), _size(args)
     out = args.out or dated_folder("data import")
+    how: dict[str, Any] = {"overwrite": args.overwrite, "skip_broken": args.skip_broken}
     with whole_run(out, "data import", asdict(args), seed=0) as run:
         with _bar(args.format) as tell:
-            done = import_scenes(args.format, args.src, args.dst, overwrite=args.overwrite, progress=tell)
+            if args.format in VIDEO_FORMATS:
+                how |= {"size": size, "rate": args.rate, "longest": args.longest}
+                done = import_clips(args.format, args.src, args.dst, **how, progress=tell)
+            else:
+                done = import_scenes(args.format, args.src, args.dst, **how, progress=tell)
         write_csv(run.folder / "skipped.csv", [asdict(skipped) for skipped in done.skipped])
-        counts = {name: value for name, value in asdict(done).items() if isinstance(value, int)}
-        run.finish(counts | {"skipped": len(done.skipped), "scenes_per_second": done.scenes / done.seconds})
+        if done.broken:
+            write_csv(run.folder / "broken.csv", [asdict(broken) for broken in done.broken])
+        item, count = next(iter(done.counts.items()))
+        left = {"skipped": len(done.skipped), "broken": len(done.broken), f"{item}_per_second": count / done.seconds}
+        run.finish({"files": done.files} | done.counts | left)
     for line in (*done.notices, *(f"left out {skipped.source}: {skipped.reason}" for skipped in done.skipped)):
         console.print(line, markup=False, soft_wrap=True)
+    for broken in done.broken:
+        console.print(f"broken: {broken.source}: {broken.reason}", markup=False, soft_wrap=True)
+    found, *more = [counted(value, name.replace("_", "-").removesuffix("s")) for name, value in done.counts.items()]
+    more += [f"{len(done.skipped)} left out", *([f"{counted(len(done.broken), 'file')} broken"] if args.skip_broken else [])]
     console.print(
-        f"{done.scenes} scenes from {done.files} files ({done.agents} road users, {done.agent_steps} agent-steps, "
-        f"{len(done.skipped)} left out) in {done.seconds:.1f} s: {done.destination} (run record: {out})",
+        f"{found} from {counted(done.files, 'file')} ({', '.join(more)}) in {done.seconds:.1f} s: "
+        f"{done.destination} (run record: {out})",
         markup=False,
         soft_wrap=True,
     )
+    return 1 if done.broken else 0
+
+
+def _size(args: Import) -> tuple[int, int] | None:
+    """Return height and width that frames are to have."""
+    given = args.height, args.width, args.rate
+    if args.format not in VIDEO_FORMATS and (given != (None, None, None) or args.longest != LONGEST):
+        raise ValueError(f"{args.format} is no video: --height, --width, --rate and --longest are for {', '.join(VIDEO_FORMATS)}")
+    if args.height is None and args.width is None:
+        return None
+    if args.height is None or args.width is None:
+        raise ValueError(f"found --height {args.height} and --width {args.width}, wanted both or none")
+    return args.height, args.width
 
 
 def run_generate(args: Generate) -> None:
@@ -199,7 +244,7 @@ def run_generate(args: Generate) -> None:
             tell(done, args.scenes, source)
         write_csv(run.folder / "scenes.csv", rows)
         run.finish({"scenes": len(rows)})
-    Console(highlight=False).print(f"{len(rows)} scenes: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    Console(highlight=False).print(f"{counted(len(rows), 'scene')}: {args.dst} (run record: {out})", markup=False, soft_wrap=True)
 
 
 def _simulate(source: str, seed: int, scenes: int, steps: int) -> list[tuple[str, str, dict[str, np.ndarray]]]:
@@ -256,7 +301,7 @@ def run_intervene(args: Intervene) -> int:
         run.finish({"scenes": len(rows), "failed": len(failures), "interventions": counts, "left_out": listed})
     console = Console(highlight=False)
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    console.print(f"{len(rows)} scenes ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
+    console.print(f"{counted(len(rows), 'scene')} ({told}): {args.dst} (run record: {out})", markup=False, soft_wrap=True)
     if refused:
         console.print(f"{sum(refused.values())} cannot be made: run.json says why", markup=False)
     return failures.tell()
@@ -304,11 +349,16 @@ def _in_processes(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], wor
 
 def run_info(args: Info) -> None:
     """Print the table, a column a split."""
-    out = args.out or dated_folder("data info")
-    with whole_run(out, "data info", asdict(args), seed=0) as run, _bar("scenes") as tell:
-        dataset = open_scenes(args.dst)
-        rows = describe(dataset, tell)
-        write_csv(run.folder / "scenes.csv", [{name: entry.get(name) for name in LISTED} for entry in dataset.entries])
+    out, item = args.out or dated_folder("data info"), "clips" if holds_clips(args.dst) else "scenes"
+    with whole_run(out, "data info", asdict(args), seed=0) as run, _bar(item) as tell:
+        if item == "clips":
+            dataset = ClipDataset.named(str(args.dst))
+            rows, sides = describe_clips(dataset, tell), dataset.sides()
+            entries = [entry | {"split": side} for entry, side in zip(dataset.entries, sides, strict=True)]
+        else:
+            dataset = open_scenes(args.dst)
+            rows, entries = describe(dataset, tell), dataset.entries
+        write_csv(run.folder / f"{item}.csv", [{name: entry.get(name) for name in LISTED[item]} for entry in entries])
         write_json(run.folder / "info.json", rows)
         write_csv(run.folder / "info.csv", rows)
         run.finish({"splits": rows})
@@ -321,7 +371,7 @@ def run_info(args: Info) -> None:
             table.add_row(name.replace("_", " ") + UNITS.get(name, ""), *(_number(row[name]) for row in rows))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"scenes such as {', '.join(dataset.ids[:3])}; all of them: {out / 'scenes.csv'}", markup=False, soft_wrap=True)
+    console.print(f"{item} such as {', '.join(dataset.ids[:3])}; all of them: {out / item}.csv", markup=False, soft_wrap=True)
 
 
 def _number(value: float | str) -> str:

@@ -23,6 +23,7 @@ from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.run import dated_folder, require_free, whole_run
 from ..worldmodel.scene import HISTORY_STEPS
 from ..worldmodel.world import ReplayWorld, World
+from .bootstrap import counted
 from .crew import open_named_world
 from .policy import load_policy
 from .rollout import Film, Scenario, open_scenes, rollout
@@ -57,12 +58,12 @@ class Rollout:
     act(observation, state) that returns accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
     world: str = "learned"
     """Who moves the others: learned, learned_open (the same, road users leave and enter: for minutes), replay (the log),
-    constant_velocity, or sumo (generated scenes only)."""
+    constant_velocity, idm (rules), or sumo (generated scenes only)."""
     scenes: str = "demo"
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
     here)."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     horizon: int | None = None
@@ -122,15 +123,8 @@ def _run(command: str, args: Rollout) -> int:
     if args.horizon is not None:
         bound = ("replay policy", ReplayWorld()) if isinstance(policy, ReplayPolicy) else (f"{args.world} world", world)
         _check_horizon(args.horizon, scenes, *bound, errors)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[at]}"),
-    )
     with whole_run(out, command, asdict(args), args.seed) as run:
-        with Progress(*columns, console=errors) as progress:
+        with _progress(errors) as progress:
             bar = progress.add_task(f"{args.policy} in the {args.world} world", total=len(scenes), at="")
             driven = rollout(
                 policy,
@@ -142,25 +136,30 @@ def _run(command: str, args: Rollout) -> int:
                 film=args.films if args.video else 0,
                 tell=lambda done, total, at: progress.update(bar, completed=done, total=total, at=at),
             )
-            rows = [scenario.row() for scenario in driven.scenarios]
-            write_json(run.folder / "scenarios.json", rows)
-            write_csv(run.folder / "scenarios.csv", rows)
-            if driven.films:
-                write_films(run.folder, driven, progress, observed=args.observed)
+        rows = [scenario.row() for scenario in driven.scenarios]
+        write_json(run.folder / "scenarios.json", rows)
+        write_csv(run.folder / "scenarios.csv", rows)
         run.finish(driven.summary())
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    console.print(_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
+    console.print(scenario_table(driven, f"{args.policy} in the {args.world} world, seed {args.seed}"))
     failed = [row for row in driven.scenarios if row.error is not None]
     for row in failed[:MOST_FAILURES]:
         console.print(f"failed: {row.scene}: {row.error}", markup=False, soft_wrap=True)
     if len(failed) > MOST_FAILURES:
         console.print(f"... and {len(failed) - MOST_FAILURES} more, see the column error in scenarios.csv", markup=False)
-    if driven.films:
-        console.print(f"film: {out / 'rollout.mp4'}", markup=False, soft_wrap=True)
     console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)
+    if driven.films:  # last, for the rows are whole without it
+        with _progress(errors) as progress:
+            write_films(out, driven, progress, observed=args.observed)
+        console.print(f"film: {out / 'rollout.mp4'}", markup=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[at]}"), console=console)
 
 
 def _open_world(args: Rollout) -> World:
@@ -180,17 +179,17 @@ def _check_horizon(horizon: int, scenes: SceneDataset, name: str, world: World, 
             continue  # the rollout counts it among the failed ones
         if possible is None:
             return
-        if int(possible[0]) < horizon:
+        if 0 < int(possible[0]) < horizon:  # with none at all it cannot start, and is counted among the failed ones too
             raise ValueError(
                 f"--horizon {horizon}: the {name} can run {scenes.ids[number]} for {int(possible[0])} steps: choose a shorter "
                 "one, leave it out (each scene as long as its log), or take the learned world and a policy that needs no log"
             )
 
 
-def _table(driven: Driven, title: str) -> Table:
+def scenario_table(driven: Driven, title: str) -> Table:
     """Return the table for the terminal: the first scenarios, all that failed, and the means."""
     summary = driven.summary()
-    title = f"{title}: {summary['scenarios']} scenarios, {summary['failed']} failed"
+    title = f"{title}: {counted(summary['scenarios'], 'scenario')}, {summary['failed']} failed"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_footer=True)
     footer = {
         "steps": "",

@@ -34,9 +34,10 @@ from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import Simulator
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
+from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, LearnedWorld, State, movable, random_keys
-from .bootstrap import cell, interval, resampled
+from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, movable, random_keys
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -75,7 +76,7 @@ class Endurance:
     scenes: tuple[str, ...]
     """Folders of data sets, FOLDER:GLOB for some of their scenes, or demo for the shipped ones."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
     rollouts: int = 4
     """Futures for each scene."""
     limit: int | None = None
@@ -245,7 +246,7 @@ def run_endurance(args: Endurance) -> int:
         write_csv(run.folder / "summary.csv", summary)
         curves = {title: {name: _curve(found, *of) for name, found in tallies.items()} for title, *of in FIGURES.values()}
         draw_curves(run.folder / "endurance.png", curves, [second + 0.5 for second in range(args.seconds)])
-        checksum = weights_checksum(args.weights or SHIPPED_WEIGHTS)
+        checksum = weights_checksum(model_folder(args.weights))
         run.finish({"worlds": summary, "tolerance": TOLERANCE, "weights_checksum": checksum, "failed": len(failures)})
     _print_table(summary, args, out)
     return failures.tell()
@@ -260,9 +261,8 @@ def _curve(tallies: Sequence[Tally], above: str, below: str) -> list[float | Non
 def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Path) -> None:
     console = Console(highlight=False)
     table = Table("figure", *(str(row["world"]) for row in summary))
-    table.title = (
-        f"{summary[0]['scenes']} scenes, {args.rollouts} futures of {args.seconds} s: first {args.window} s, last, ratio"
-    )
+    what = f"{counted(summary[0]['scenes'], 'scene')}, {counted(args.rollouts, 'future')} of {args.seconds} s"
+    table.title = f"{what}: first {args.window} s, last, ratio"
     for name, (title, _, _) in FIGURES.items():
         table.add_row(title, *(_cell(row, name) for row in summary))
     table.add_row("distance of speeds / mean speed", *(cell(row, "speed_distance_ratio") for row in summary))

@@ -3,7 +3,8 @@
     policies x worlds x seeds x scenes -> jobs -> workers -> rows -> means, paired tests -> table, report
 
 Every job's rows are written down when it is done, so that a killed evaluation goes on where it was; at the end they stand in
-`scenarios.csv`, one row a scenario. The log's own ego is driven once through every scene, for what NAVSIM forgives a driver.
+`scenarios.csv` (and `scenarios.parquet`), one row a scenario. The log's own ego is driven once through every scene, for what
+NAVSIM forgives a driver.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from ..envs.vector import WORLDS
 from ..renderers.report import write_report
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
-from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, start_run
+from ..worldmodel.run import Run, dated_folder, read_metrics, require_same_inputs, resume_run, start_run
 from ..worldmodel.scene import TIME_STEP
-from .bootstrap import cell
+from .bootstrap import cell, counted
 from .crew import Crew, Job, Task
 from .drive import WIDTH
+from .failures import SHOWN
+from .fingerprints import fingerprints
 from .policy import load_policy
 from .ranking import FAULTS, leader_row, paired, scored
 from .records import finished_record
 from .rollout import open_scenes
+from .rows import write_rows
 
 HUMAN = ("replay", "replay")
 """Policy and world in which the log's ego drives as it did."""
@@ -48,13 +52,14 @@ FREE = ("out", "workers", "time_limit", "resume")
 class Evaluate:
     """Score policies: every policy on every scene, in every world, with every seed.
 
-    A scenario runs to its horizon and is scored by nuPlan's closed-loop score (no at-fault collision, drivable area, driving
-    direction, progress, time to collision, speed limit, comfort) and NAVSIM's EPDMS (red lights and lane keeping too), both from
-    0 to 1. A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone,
-    which then scores 0; the exit code is then 1.
+    A scenario runs to its horizon and is scored from 0 to 1 by nuPlan's closed-loop score (no at-fault collision, drivable area,
+    driving direction, progress, time to collision, speed limit, comfort) and by NAVSIM's EPDMS (red lights and lane keeping too).
+    A policy that raises, answers NaN, out of range or in the wrong shape, or never returns fails that scenario alone, which then
+    scores 0. A scene that cannot start is told and counts for nobody. In both cases the exit code is 1.
 
-    The run folder gets scenarios.csv (one row a scenario), leaders.csv (means with 95 % intervals, bootstrap over scenes),
-    pairs.csv (paired differences between policies, with p values), report.html (all of it on one page, with a player), run.json.
+    The run folder gets scenarios.csv (one row a scenario; with the extra parquet scenarios.parquet too), leaders.csv (means and
+    their bootstrap intervals over scenes, 95 %), pairs.csv (paired differences between policies, with p values), report.html (all
+    of it on one page, with a player), run.json.
 
     Example: worldloop evaluate --policies idm pdm my_driver:Careful --worlds learned sumo --scenes scenes/held
     """
@@ -84,35 +89,35 @@ class Evaluate:
     out: Path | None = None
     """Run folder, runs/evaluate-DATE if not given."""
     resume: bool = False
-    """Go on with a killed evaluation in --out; all other arguments as they were."""
+    """Go on with a killed evaluation in --out; all other arguments, and what they name, as they were."""
     repeat: Path | None = None
-    """Folder of a finished evaluation: all arguments that matter are taken from its run.json."""
+    """Folder of a finished evaluation, whose arguments are taken again; scenes, weights and drivers must not have changed."""
 
 
 def run_evaluate(args: Evaluate) -> int:
     """Run `worldloop evaluate`; return the exit code."""
-    args = _repeated(args)
+    args, repeated = _repeated(args), args.repeat
     scenes = checked_scenes(args)
+    inputs = inputs_of(args, scenes)
+    if repeated is not None:
+        require_same_inputs(repeated / "run.json", finished_record(repeated, "evaluate"), inputs)
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     out = args.out or dated_folder("evaluate")
     jobs = plan_jobs(args, len(scenes))
     errors = Console(stderr=True)
-    if args.resume:
-        run = resume_run(out, len(jobs), arguments, FREE)
-    else:
-        run = start_run(out, "evaluate", arguments, args.seeds[0])
+    run = open_run("evaluate", out, args, arguments, inputs, len(jobs))
     rows = drive_all(run, args, jobs, errors)
     summary = summarise(rows, args.policies, args.worlds, args.seeds[0])
     if not any(scored(row) for row in rows):
-        raise ValueError(f"all {len(rows)} scenarios failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
-    write_csv(run.folder / "scenarios.csv", rows)
+        raise ValueError(f"of {counted(len(rows), 'scenario')} all failed, the first one: {rows[0]['scene']}: {rows[0]['error']}")
+    files = write_rows(run.folder, rows)
     write_csv(run.folder / "leaders.csv", summary["leaders"])
     if summary["pairs"]:
         write_csv(run.folder / "pairs.csv", summary["pairs"])
     films = film_all(args, jobs, rows, errors)
     write_report(run.folder / "report.html", _about(args, rows), summary["leaders"], summary["pairs"], _told(rows), films)
     run.finish({"scenarios": len(rows), "failed": sum(row["error"] is not None for row in rows), **summary})
-    _print(summary, rows, out)
+    _print(summary, rows, out, [out / file.name for file in (*files, Path("run.json"))])
     return 1 if any(row["error"] is not None for row in rows) else 0
 
 
@@ -156,6 +161,18 @@ def checked_scenes(args: Evaluate) -> SceneDataset:
     return scenes
 
 
+def inputs_of(args: Evaluate, scenes: SceneDataset) -> dict[str, str]:
+    """Return the fingerprints of all that is read."""
+    return fingerprints(scenes, args.worlds, args.weights, args.policies)
+
+
+def open_run(command: str, out: Path, args: Evaluate, arguments: Mapping[str, Any], inputs: Mapping[str, str], jobs: int) -> Run:
+    """Start a run of so many jobs, or go on with it."""
+    if args.resume:
+        return resume_run(out, jobs, arguments, FREE, inputs)
+    return start_run(out, command, arguments, args.seeds[0], inputs)
+
+
 def plan_jobs(args: Evaluate, count: int) -> list[Job]:
     """Return what there is to do, the log's own drive first."""
     batches = [tuple(range(first, min(first + args.batch, count))) for first in range(0, count, args.batch)]
@@ -193,7 +210,7 @@ def drive_all(run: Run, args: Evaluate, jobs: Sequence[Job], console: Console) -
     unknown = sum(row["error"] is not None for row in human.values())
     if unknown:
         console.print(
-            f"in {unknown} of {len(human)} scenes the log is too short to forgive what its own driver fails: EPDMS as it is"
+            f"in {unknown} of {counted(len(human), 'scene')} the log is too short to forgive what its driver fails: EPDMS as is"
         )
     return [_forgiven(row, human.get(row["scene"])) for number in range(first, len(jobs)) for row in known[number]]
 
@@ -273,7 +290,8 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _about(args: Evaluate, rows: Sequence[Mapping[str, Any]]) -> str:
     scenes = len({row["scene"] for row in rows})
     return (
-        f"{len(rows)} scenarios: {len(args.policies)} policies on {scenes} scenes of {args.scenes}, "
+        f"{counted(len(rows), 'scenario')}: {counted(len(args.policies), 'policy', 'policies')} on {counted(scenes, 'scene')} "
+        f"of {args.scenes}, "
         f"seeds {' '.join(map(str, args.seeds))}, worlds {', '.join(args.worlds)}"
     )
 
@@ -296,11 +314,30 @@ def summarise(
     return {"leaders": leaders, "pairs": pairs}
 
 
-def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def tell_failed(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print what failed and why, once for all policies that it happened to; and how many scenes could not start at all."""
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row["error"] is not None:
+            failed.setdefault((row["world"], row["scene"], row["error"]), []).append(row["policy"])
+    for (world, scene, error), policies in list(failed.items())[:SHOWN]:
+        who = ", ".join(dict.fromkeys(policies))
+        console.print(f"failed: {who} in {world}: {scene}: {error}", markup=False, soft_wrap=True)
+    if len(failed) > SHOWN:
+        console.print(f"... and {len(failed) - SHOWN} more: see the column error in scenarios.csv", markup=False)
+    unstarted = {(world, scene) for world, scene, error in failed if error.startswith("cannot start")}
+    for world in dict.fromkeys(world for world, _ in sorted(unstarted)):
+        count = sum(one == world for one, _ in unstarted)
+        console.print(f"left out of every score in {world}: {counted(count, 'scene')} that cannot start there", markup=False)
+
+
+def _print(
+    summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], out: Path, files: Sequence[Path]
+) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    table = Table(title=f"{len(rows)} scenarios; in brackets: 95 % interval over scenes", title_justify="left")
+    table = Table(title=f"{counted(len(rows), 'scenario')}; in brackets: 95 % interval over scenes", title_justify="left")
     for name in ("world", "policy", "nuPlan score", "EPDMS", "at fault", "off road", "red light", "failed"):
         table.add_column(name, justify="left" if name in ("world", "policy") else "right", overflow="fold")
     for line in summary["leaders"]:
@@ -314,10 +351,6 @@ def _print(summary: Mapping[str, Sequence[Mapping[str, Any]]], rows: Sequence[Ma
             if pair["p_value"] > SIGNIFICANT:
                 than = f"{pair['policy']} and {pair['than']} are not told apart by these scenes: {told}"
             console.print(f"{pair['world']}: {than}", markup=False, soft_wrap=True)
-    failed = [row for row in rows if row["error"] is not None]
-    for row in failed[:10]:
-        console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
-    if len(failed) > 10:
-        console.print(f"... and {len(failed) - 10} more: see the column error in scenarios.csv", markup=False)
+    tell_failed(rows, console)
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
-    console.print(f"rows and record: {out / 'scenarios.csv'}, {out / 'run.json'}", markup=False, soft_wrap=True)
+    console.print(f"rows and record: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..worldmodel.files import write_csv
+from .bootstrap import counted
 
 SHOWN = 10
 """Failures that are printed; all of them stand in failures.csv."""
@@ -26,7 +27,7 @@ class Failures(list[dict[str, str]]):
     def refuse_all(self, count: int) -> None:
         """Raise ValueError if all of `count` scenes failed, as then there is nothing to report."""
         if len(self) == count:
-            raise ValueError(f"all {count} scenes failed, the first one: {self.first()}")
+            raise ValueError(f"of {counted(count, 'scene')} all failed, the first one: {self.first()}")
 
     def write(self, folder: Path) -> None:
         """Write `failures.csv` into a run folder, if there are any."""

@@ -11,6 +11,7 @@ the agents of `open_loop.scored_agents`, and the recording car. Figures, each a 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, histogram_counts, meta_metric, score_realism
 from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
 from ..renderers.distributions import draw_distribution
+from ..worldmodel.dynamics import Motion
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.idm import IdmWorld
 from ..worldmodel.open_loop import (
@@ -37,11 +39,12 @@ from ..worldmodel.open_loop import (
 )
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import TIME_STEP, Scene
+from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
-from ..worldmodel.world import EPSILON, SHIPPED_WEIGHTS, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld
-from .bootstrap import cell, interval, resampled
+from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
+from .bootstrap import cell, counted, interval, resampled
 from .failures import Failures
-from .policy import load_attribute
+from .own_code import load_attribute
 from .rollout import SCENE_ERRORS, open_scenes
 
 LOG = "log"
@@ -84,7 +87,7 @@ class Fidelity:
     """The world that is scored beside the references: learned, or your own as module:attribute, whose `step` has to take None for
     the ego's motion and then moves the ego too, as `LearnedWorld` does."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
     config: Literal[2024, 2025] = 2025
     """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
     rollouts: int = 32
@@ -186,14 +189,42 @@ def open_simulator(args: Fidelity) -> Simulator:
     found = load_attribute(args.world, "world", "step")
     try:
         world: Any = found() if callable(found) else found
-    except TypeError as error:
-        raise ValueError(f"--world {args.world}: cannot be made without arguments ({error}): give an instance") from error
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--world {args.world}: cannot be made without arguments ({told}): give an instance") from error
     if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
         raise ValueError(
             f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see "
             "worldloop.worldmodel.open_loop.Simulator"
         )
-    return world
+    return OwnWorld(world)
+
+
+class OwnWorld:
+    """A user's own world: what it raises, or returns that is no state, fails the scene at hand, in one message with its place."""
+
+    def __init__(self, world: Simulator):
+        self.world = world
+
+    def reset(self, scenes: Scene, key: Tensor) -> State:
+        """See `World.reset`."""
+        return self._asked("reset", len(scenes), scenes, key)
+
+    def step(self, state: State, ego: Motion | None) -> State:
+        """See `Simulator.step`."""
+        return self._asked("step", len(state), state, ego)
+
+    def _asked(self, method: str, count: int, *arguments: Any) -> State:
+        try:
+            found = getattr(self.world, method)(*arguments)
+        except Exception as error:
+            *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+            place = f"{frame.f_code.co_filename}:{line}"
+            raise ValueError(f"the world's {method} raised {type(error).__name__}: {error} ({place})") from error
+        if not isinstance(found, State) or len(found) != count:
+            what = f"a State of {len(found)} scenes" if isinstance(found, State) else f"a {type(found).__name__}"
+            raise ValueError(f"the world's {method} returned {what}, wanted a State of {count} scenes")
+        return found
 
 
 def run_fidelity(args: Fidelity) -> int:
@@ -235,7 +266,7 @@ def run_fidelity(args: Fidelity) -> int:
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
         results["failed"] = len(failures)
         if args.world == "learned":
-            results["weights_checksum"] = weights_checksum(args.weights or SHIPPED_WEIGHTS)
+            results["weights_checksum"] = weights_checksum(model_folder(args.weights))
         run.finish(results)
     _print_tables(results, out)
     return failures.tell()
@@ -302,7 +333,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console, worlds = Console(highlight=False), results["worlds"]
     shortest, longest = (f"{TIME_STEP * steps:g}" for steps in results["steps"])
     table = Table("world", f"RMM {results['config']}", "of the log's", "minADE 3 s (m)", "minADE (m)", "collisions", "off road")
-    table.title = f"{worlds[0]['scenes']} scenes, {results['objects']} objects, {shortest} to {longest} s"
+    table.title = f"{counted(worlds[0]['scenes'], 'scene')}, {counted(results['objects'], 'object')}, {shortest} to {longest} s"
     for row in worlds:
         table.add_row(str(row["world"]), *(_cell(row, name) for name in FIGURES[:6]))
     console.print(table)
@@ -311,7 +342,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
         table.add_row(name.replace("_", " "), *(_cell(row, name) for row in worlds))
     console.print(table)
     for name, count in results["left_out"].items():
-        console.print(f"{name} left out of the meta-metric in {count} scenes that have no such value", markup=False)
+        console.print(f"{name} left out of the meta-metric in {counted(count, 'scene')} without such a value", markup=False)
     console.print(f"scored: {results['rule']}", markup=False)
     console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False)
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import sys
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -69,6 +68,8 @@ def load_policy(name: str) -> Policy:
         hint = f" (did you mean {near[0]}?)" if near else ""
         known = ", ".join(POLICIES)
         raise ValueError(f"policy {name!r} is unknown{hint}: choose one of {known}, a trained one's folder, or module:attribute")
+    from .own_code import load_attribute  # only where a user names some
+
     policy = load_attribute(name)
     if inspect.isclass(policy) or (callable(policy) and not isinstance(policy, Policy)):
         missing = [p.name for p in inspect.signature(policy).parameters.values() if _is_needed(p)]
@@ -76,7 +77,10 @@ def load_policy(name: str) -> Policy:
             raise ValueError(
                 f"policy {name!r} needs arguments ({', '.join(missing)}), wanted none: give an object or a function without any"
             )
-        policy = policy()
+        try:
+            policy = policy()
+        except Exception as error:
+            raise ValueError(f"policy {name!r} raised {type(error).__name__} when it was made: {error}") from error
     if not isinstance(policy, Policy) or not callable(policy.act):
         raise ValueError(
             f"policy {name!r} is a {type(policy).__name__} without a method act(observation, state): "
@@ -88,32 +92,3 @@ def load_policy(name: str) -> Policy:
 def _is_needed(parameter: inspect.Parameter) -> bool:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
-
-
-def load_attribute(name: str, what: str = "policy", method: str = "act") -> Any:
-    """Return what `module:attribute` names, the current folder included; `what` it is wanted for stands in the errors.
-
-    Raises:
-        ValueError: there is no such module or attribute; the message lists those with the `method` that is needed.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"{what} {name!r}: wanted module:attribute, such as my_module:MyClass")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{what} {name!r}: {module_name} imports {error.name}, which is not installed") from error
-        raise ValueError(
-            f"{what} {name!r}: there is no module {module_name!r} in {here} or among the installed ones: "
-            "write module:attribute, without .py"
-        ) from error
-    except (SyntaxError, ImportError) as error:
-        raise ValueError(f"{what} {name!r}: {module_name} cannot be imported: {error}") from error
-    if not hasattr(module, attribute):
-        public = ", ".join(sorted(n for n, value in vars(module).items() if hasattr(value, method)))
-        raise ValueError(f"{what} {name!r}: module {module_name!r} has no {attribute!r}; it has: {public or 'none of use'}")
-    return getattr(module, attribute)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,10 @@ CHECKPOINT = "checkpoint.safetensors"
 class Ppo:
     """Train a driver in a world by proximal policy optimisation.
 
-    The run folder gets metrics.jsonl (losses, rewards term by term, and every --evaluate-every updates nuPlan's score on the
-    --validation scenes), learning_curves.png, model/ (the best driver so far, for `--policies RUN/model`; having been the best
-    flatters its score there, so score it on other scenes) and the checkpoint for --resume.
+    The run folder gets metrics.jsonl (losses, rewards term by term, and, every so many updates, nuPlan's score on the validation
+    scenes), learning_curves.png, model/ (the best driver so far, for `worldloop evaluate --policies RUN/model`; having been the
+    best flatters its score there, so score it on other scenes), the checkpoint for --resume, and, with the extra tensorboard, the
+    numbers of metrics.jsonl as event files: `tensorboard --logdir runs`.
 
     Example: worldloop train ppo --scenes scenes/made --validation scenes/tuning --out runs/ppo
     """
@@ -51,15 +53,15 @@ class Ppo:
     scenes: str
     """Scenes to train on: FOLDER or FOLDER:GLOB."""
     validation: str
-    """Other scenes, on which the driver is scored during training."""
+    """Scenes on which the driver is scored during training; none may be among those to train on."""
     world: str = "learned"
     """Who moves the others: learned, learned_open, replay, constant_velocity, sumo."""
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
     start_from: Path | None = None
-    """Folder of a driver to go on with (`model` of another training)."""
+    """Folder of a driver to go on with (`model` of another training, `train clone` for one); it is scored first, as update 0."""
     reward: str = "nuplan"
-    """A preset of `worldloop.envs.PRESETS`."""
+    """What is rewarded: progress, nuplan or epdms (`worldloop.envs.PRESETS`)."""
     steps: int = 1_000_000
     """Steps of the environments, all together."""
     envs: int = 32
@@ -91,7 +93,7 @@ class Ppo:
     threads: int = 2
     """Threads of torch."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of the network's first weights, the scenes and the actions drawn."""
     out: Path | None = None
     """Run folder, runs/train-ppo-DATE if not given."""
     resume: bool = False
@@ -209,6 +211,12 @@ class Trainer:
         )
         return dict(zip(("policy_loss", "value_loss", "entropy", "clipped"), np.mean(told, axis=0).tolist(), strict=True))
 
+    def keep_best(self, score: float, folder: Path) -> None:
+        """Write the driver into a folder if it scores better than all before."""
+        if score > self.best:
+            self.best = score
+            self.network.save_pretrained(folder)
+
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
@@ -284,8 +292,14 @@ def train(
     if trainer.update == 0 and args.start_from is None:
         trainer.network.learn_scales(seen)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[at]}"), console=console) as progress:
+    told_at = TextColumn("{task.fields[at]}")
+    with event_files(run.folder, trainer.update) as note, Progress(*columns, told_at, console=console) as progress:
         bar = progress.add_task("updates", total=trainer.updates, completed=trainer.update, at="")
+        if trainer.update == 0 and args.start_from is not None:  # a start that is never surpassed stays the best
+            results = measure()
+            trainer.keep_best(results["nuplan"], run.folder / "model")
+            run.log(0, **results)
+            note(0, results)
         while trainer.update < trainer.updates:
             batch, seen = trainer.drive(env, seen)
             told = {**batch["told"], **trainer.learn(batch)}
@@ -293,12 +307,11 @@ def train(
             if trainer.update % args.evaluate_every == 0 or trainer.update == trainer.updates:
                 results = measure()
                 told |= results
-                if results["nuplan"] > trainer.best:
-                    trainer.best = results["nuplan"]
-                    trainer.network.save_pretrained(run.folder / "model")
-                trainer.save(run.folder)
+                trainer.keep_best(results["nuplan"], run.folder / "model")
             run.log(trainer.update, **told)
+            note(trainer.update, told)
             if "nuplan" in told:
+                trainer.save(run.folder)  # only now: no resumed training lacks a line that its checkpoint stands for
                 run.checkpoint()
                 plot(read_metrics(run.folder), run.folder / "learning_curves.png")
             clock = time.monotonic()
@@ -307,13 +320,37 @@ def train(
     return {**results, "best": trainer.best, "updates": trainer.update}
 
 
+@contextmanager
+def event_files(folder: Path, update: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Yield what writes the numbers of an update into TensorBoard's event files; without the package it says so and does nothing.
+
+    Events after `update`, which a killed training has left, are not shown any more.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        SummaryWriter = None
+    if SummaryWriter is None:
+        print('no event files for TensorBoard without pip install "worldloop[tensorboard]"; metrics.jsonl has the same numbers')
+        yield lambda step, told: None
+        return
+    with SummaryWriter(str(folder), purge_step=update + 1 if update else None) as writer:
+
+        def note(step: int, told: Mapping[str, float]) -> None:
+            for name, value in told.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()  # else a kill loses two minutes
+
+        yield note
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the reward a step and the scores over the updates."""
     scored = [row for row in rows if "nuplan" in row]
     plot_lines(
         path,
         {
-            "reward a step": {"reward": [(row["step"], row["reward"]) for row in rows]},
+            "reward a step": {"reward": [(row["step"], row["reward"]) for row in rows if "reward" in row]},
             "on the validation scenes": {name: [(row["step"], row[name]) for row in scored] for name in ("nuplan", "epdms")},
         },
         "update",

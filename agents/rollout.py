@@ -269,14 +269,14 @@ def drive(
     """
     names = env.scenarios.ids
     observation, _ = env.reset(seed=list(seeds), options={"scene": list(names)})
-    tally = _Tally(len(seeds), getattr(env.world, "calibrated", False))
+    tally = Tally(len(seeds), getattr(env.world, "calibrated", False))
     films = [Film() if wanted else None for wanted in watched]
     live = np.ones(len(seeds), dtype=np.bool_)
     ended = [""] * len(seeds)
     _record(films, live, env.state, tally.reward, observation)
     while live.any():
         began = perf_counter()
-        observation, reward, terminated, truncated, info = env.step(_action(policy, observation, env))
+        observation, reward, terminated, truncated, info = env.step(chosen_action(policy, observation, env))
         tally.add(live, reward, info)
         tally.seconds[live] += (perf_counter() - began) / live.sum()
         _record(films, live, env.state, tally.reward, observation)
@@ -291,7 +291,7 @@ def drive(
     return [(tally.scenario(row, names[row], seeds[row], ended[row]), films[row]) for row in range(len(seeds))]
 
 
-class _Tally:
+class Tally:
     """Sums over the steps of B scenarios."""
 
     def __init__(self, count: int, calibrated: bool) -> None:
@@ -344,7 +344,7 @@ class _Tally:
         )
 
 
-def _action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tensor:
+def chosen_action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torch.Tensor:
     """Return what a policy answers as a tensor, if it has the shape of actions; the environment checks the numbers.
 
     Raises:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from ..renderers.agreement import plot_agreement
 from ..worldmodel.files import write_csv, write_text
-from ..worldmodel.run import dated_folder, resume_run, start_run
-from .bootstrap import cell
+from ..worldmodel.run import dated_folder
+from .bootstrap import cell, counted
 from .drive import WIDTH
-from .evaluate import FREE, Evaluate, checked_scenes, drive_all, plan_jobs
+from .evaluate import Evaluate, checked_scenes, drive_all, inputs_of, open_run, plan_jobs, tell_failed
 from .policy import POLICIES
 from .ranking import agreement, by_scene, leader_row
 from .records import renew_text
+from .rows import write_rows
 
 REFERENCE = "sumo"
 CANDIDATES = {"learned": "learned world", "replay": "log replay"}
@@ -43,14 +44,16 @@ CORRELATIONS = {"spearman": "Spearman", "kendall": "Kendall", "pearson": "Pearso
 class Validate:
     """Measure whether a score in the learned world predicts the score outside of it.
 
-    Drivers of all skills are scored on the same starts in the learned world, in log replay and in SUMO, the reference. Told are
-    Spearman's, Kendall's and Pearson's correlation of their scores with those in SUMO, and the mean absolute error, each with a
-    95 % interval (bootstrap over starts), for the learned world and for log replay. With policies that were trained, also: the
-    optimisation lift (what training in the learned world alone reaches in SUMO, as a share of training there), and the
-    exploitability (by how much more the learned world flatters the policy after its training than before).
+    Drivers of all skills are scored on the same starts in the learned world, in log replay and in SUMO, the reference. For the
+    learned world and for log replay it reports Spearman's, Kendall's and Pearson's correlation of their scores with those in
+    SUMO, and the mean absolute error, each with its bootstrap interval over starts (95 %). Where policies that were trained are
+    named with --trained and the two options after it, it also reports the optimisation lift (what training in the learned world
+    alone reaches in SUMO, as a share of what training in SUMO reaches) and the exploitability (by how much more the learned world
+    flatters the policy after its training than before). The exit code is 1 if a scenario failed.
 
-    The run folder gets report.md, agreement.png, scores.csv (a line a policy), scenarios.csv, run.json. The scenes have to be
-    generated (SUMO starts them again), on networks that the weights were not trained on.
+    The run folder gets report.md, agreement.png, scores.csv (a line a policy), scenarios.csv (with the extra parquet
+    scenarios.parquet too), run.json. The scenes have to be generated (SUMO starts them again), on networks that the weights were
+    not trained on.
 
     Example: worldloop validate --scenes scenes/held --out runs/validation
     """
@@ -58,13 +61,13 @@ class Validate:
     scenes: str
     """Folder of a data set of generated scenes, or FOLDER:GLOB."""
     policies: tuple[str, ...] = LADDER
-    """Who drives: at least three, shipped drivers or your own as module:attribute."""
+    """Who drives: at least three shipped drivers, trained ones by their folder (RUN/model), or your own as module:attribute."""
     seeds: tuple[int, ...] = (0,)
     """Scenario i is driven with seed + i, once for each."""
     weights: Path | None = None
     """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
     trained: str | None = None
-    """A policy that was trained in the learned world alone: for lift and exploitability."""
+    """A policy (RUN/model) that was trained in the learned world alone: for lift and exploitability, not the ranking."""
     untrained: str | None = None
     """The same policy before its training: for exploitability."""
     trained_outside: str | None = None
@@ -102,15 +105,12 @@ def run_validate(args: Validate) -> int:
     jobs = plan_jobs(plan, len(scenes))
     out = args.out or dated_folder("validate")
     arguments = {name: value for name, value in asdict(args).items() if name not in ("resume", "readme")}
-    if args.resume:
-        run = resume_run(out, len(jobs), arguments, FREE)
-    else:
-        run = start_run(out, "validate", arguments, args.seeds[0])
+    run = open_run("validate", out, plan, arguments, inputs_of(plan, scenes), len(jobs))
     rows = drive_all(run, plan, jobs, Console(stderr=True))
     lines = score_lines(rows, plan.policies, args.seeds[0])
     found = {world: agreement(*_paired_scores(rows, args.policies, world), args.seeds[0]) for world in CANDIDATES}
     training = training_figures(lines, args)
-    write_csv(run.folder / "scenarios.csv", rows)
+    write_rows(run.folder, rows)
     write_csv(run.folder / "scores.csv", lines)
     titles = {world: f"{title}: Spearman {cell(found[world], 'spearman')}" for world, title in CANDIDATES.items()}
     plot_agreement(run.folder / "agreement.png", REFERENCE, titles, lines)
@@ -169,7 +169,7 @@ def report(lines: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[str, 
     """Return the report as Markdown."""
     first = next(iter(found.values()))
     text = [
-        f"{first['policies']} drivers on {first['scenes']} starts, nuPlan's closed-loop score, against SUMO.",
+        f"{first['policies']} drivers on {counted(first['scenes'], 'start')}, nuPlan's closed-loop score, against SUMO.",
         "In brackets: 95 % interval, bootstrap over starts.",
         "",
         "| | " + " | ".join(CORRELATIONS.values()) + " |",
@@ -206,6 +206,5 @@ def _print(
         console.print(f"{title} against SUMO: {told}", markup=False, soft_wrap=True)
     for name, value in training.items():
         console.print(f"{name.replace('_', ' ')}: {value:.3f}")
-    for row in failed[:10]:
-        console.print(f"failed: {row['policy']} in {row['world']}: {row['scene']}: {row['error']}", markup=False, soft_wrap=True)
+    tell_failed(failed, console)
     console.print(f"report and picture: {out / 'report.md'}, {out / 'agreement.png'}", markup=False, soft_wrap=True)

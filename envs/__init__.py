@@ -22,3 +22,9 @@ gymnasium.register(
     entry_point="worldloop.envs.single:DriveEnv",
     vector_entry_point="worldloop.envs.vector:DriveVectorEnv",
 )
+
+gymnasium.register(
+    id="worldloop/Camera-v0",
+    entry_point="worldloop.envs.video:CameraEnv",
+    vector_entry_point="worldloop.envs.video:CameraVectorEnv",
+)

@@ -43,7 +43,8 @@ COMFORT_LIMITS: dict[str, tuple[float, float]] = {
 """nuPlan's limits of comfort: config/simulation_metric/common/ego_is_comfortable_statistics of nuplan-devkit."""
 
 PAST_STEPS = 6
-"""Values kept of each acceleration: jerk is the change over 0.5 s, about as long as nuPlan's filters smooth over."""
+"""Values kept of each acceleration: jerk is the change over 0.5 s. nuPlan's filter of the whole drive (Savitzky-Golay,
+1.5 s) is not to be had in a step: a sudden change counts twice as much here; what repeats twice a second escapes both."""
 
 STANDING, BARELY_MOVING = 0.05, 0.005
 """m/s up to which nuPlan takes somebody for standing at a collision, and up to which the ego has no time to collision."""
@@ -69,9 +70,9 @@ LEAST_PROGRESS = 2.0
 CENTRED, UNCENTRED_STEPS = 0.5, 20
 """Metres off the centreline that keep the lane, and steps beyond after which it is not kept (NAVSIM's lane keeping)."""
 
-WINDOW_BEHIND, WINDOW = 12, 48
-"""Route points behind the ego, and in all, between which it is looked for: a route that meets itself again does not confuse."""
-
+WINDOW_BEHIND, WINDOW, EXPERT_STEPS = 12, 48, 15
+"""Route points behind the ego, and in all, between which it is looked for: a route that meets itself again does not confuse. And
+steps of the log's ego that are looked for at once."""
 
 MEASURES = (
     *("progress", "route_completion", "expert_progress", "progress_share", "speed"),
@@ -104,7 +105,7 @@ class EgoPast(TensorBatch):
         ran_red: (B,) bool, whether its front passed a stop point on its route in the last step while that showed STOP.
         touched: (B, A) bool, whose boxes it has overlapped before now; `touching` (B, A), those that it overlaps for the first
             time. Who overlaps at the reset, where labels do, has been touched before.
-        expert: (B,) metres that the log's ego has driven since the reset; `expert_whole` (B,) all that it will drive.
+        expert: (B, E) metres along the route, up to its end, that the log's ego has made 0, 1, ... steps after the reset.
     """
 
     start: Tensor
@@ -127,7 +128,6 @@ class EgoPast(TensorBatch):
     touched: Tensor
     touching: Tensor
     expert: Tensor
-    expert_whole: Tensor
 
 
 def route_place(scene: Scene, position: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +135,7 @@ def route_place(scene: Scene, position: Tensor, near: Tensor | None = None) -> t
 
     Args:
         scene: B scenes.
-        position: (B, 2).
+        position: (B, 2); with `near` also (B, N, 2), for arcs, offsets and headings (B, N).
         near: (B,) arcs of a moment ago; the route is then searched only from about 20 m before to 70 m behind that place.
     """
     route, valid = scene.route[..., :2], scene.route_valid
@@ -148,8 +148,9 @@ def route_place(scene: Scene, position: Tensor, near: Tensor | None = None) -> t
     index = (first + torch.arange(WINDOW)).clamp(max=route.shape[1] - 1)
     inside = valid.gather(1, index) & (first + torch.arange(WINDOW) < route.shape[1])
     window = route.gather(1, index[..., None].expand(-1, -1, 2))
-    arc, offset, heading = project_on_polyline(position[:, None], window, inside)
-    return (arc + arcs.gather(1, first))[:, 0], offset[:, 0], heading[:, 0]
+    arc, offset, heading = project_on_polyline(position.view(len(scene), -1, 2), window, inside)
+    one_or_many = position.shape[:-1]
+    return (arc + arcs.gather(1, first)).view(one_or_many), offset.view(one_or_many), heading.view(one_or_many)
 
 
 def _route_arcs(scene: Scene) -> Tensor:
@@ -193,8 +194,7 @@ def start_past(state: State, on: Ground) -> EgoPast:
         ran_red=torch.zeros_like(seen),
         touched=ego_overlaps(state),
         touching=torch.zeros_like(state.valid),
-        expert=torch.zeros_like(arc),
-        expert_whole=_expert_whole(scene),
+        expert=_expert_way(scene, arc),
     )
 
 
@@ -231,25 +231,14 @@ def next_past(past: EgoPast, state: State, on: Ground) -> EgoPast:
         ran_red=(passed & red).any(dim=1),
         touched=touched,
         touching=hit & ~touched,
-        expert=past.expert + _expert_step(state),
     )
-
-
-def _expert_step(state: State) -> Tensor:
-    """Metres (B,) that the log's ego drove in the step that led to `state`; 0 where the log does not show it."""
-    scene = state.scene
-    now = (HISTORY_STEPS + state.step).clamp(max=scene.steps - 1)
-    row, inside = scene.ego_row(), HISTORY_STEPS + state.step < scene.steps
-    seen = scene.valid[row, scene.ego, now] & scene.valid[row, scene.ego, now - 1] & inside
-    way = (scene.position[row, scene.ego, now] - scene.position[row, scene.ego, now - 1])[:, :2].norm(dim=-1)
-    return torch.where(seen, way, 0.0)
 
 
 def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     """Return every measure (B,) of the step that led to `state`, by its name.
 
     Where it went: `progress` m along the route, none beyond its end; `route_completion` share of the route from the reset to
-    its end; `expert_progress` m that the log's ego had made by now; `progress_share` what the step adds to the share of all
+    its end; `expert_progress` m of it that the log's ego had made by now; `progress_share` what the step adds to the share of all
     that the log's ego will make, which ends at 1; `speed` m/s.
 
     Whom it met: `collision`: its box overlaps another one; `collided_with` the agent (-1: nobody); `at_fault_collision`: how
@@ -269,11 +258,12 @@ def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     seconds = time_to_collision(state, past)
     overspeed = (past.speed - past.lane.speed_limit).clamp(min=0.0)
     driven = past.arc.minimum(past.length) - past.start
-    share = lambda metres: (metres / past.expert_whole.clamp(min=LEAST_PROGRESS)).clamp(max=1.0)  # noqa: E731
+    expert = past.expert.gather(1, state.step.clamp(max=past.expert.shape[1] - 1)[:, None])[:, 0]
+    share = lambda metres: (metres / past.expert[:, -1].clamp(min=LEAST_PROGRESS)).clamp(max=1.0)  # noqa: E731
     return {
         "progress": past.progress,
         "route_completion": ((past.arc - past.start) / (past.length - past.start).clamp(min=1e-3)).clamp(0.0, 1.0),
-        "expert_progress": past.expert,
+        "expert_progress": expert,
         "progress_share": share(driven) - share(driven - past.progress),
         "speed": past.speed,
         "collision": hit.any(dim=1),
@@ -294,12 +284,19 @@ def ego_measures(state: State, past: EgoPast) -> dict[str, Tensor]:
     }
 
 
-def _expert_whole(scene: Scene) -> Tensor:
-    """Metres (B,) that the log's ego drives after the present."""
-    row, after = scene.ego_row(), slice(HISTORY_STEPS, None)
-    place, seen = scene.position[row, scene.ego, after, :2], scene.valid[row, scene.ego, after]
-    way = (place[:, 1:] - place[:, :-1]).norm(dim=-1)
-    return torch.where(seen[:, 1:] & seen[:, :-1], way, 0.0).sum(dim=1)
+def _expert_way(scene: Scene, start: Tensor) -> Tensor:
+    """Metres (B, E) of route from the arc `start` (B,) that the log's ego has made at each step; held where it is not seen.
+
+    By the ruler of the ego's own progress, as in nuPlan (ego_progress_along_expert_route): jitter and lane changes are no way.
+    """
+    row, near, arcs = scene.ego_row(), start, []
+    place, valid = (value[row, scene.ego, HISTORY_STEPS:] for value in (scene.position, scene.valid))
+    for part, seen in zip(place[..., :2].split(EXPERT_STEPS, dim=1), valid.split(EXPERT_STEPS, dim=1), strict=True):
+        arc = torch.cat((near[:, None], route_place(scene, part, near)[0]), dim=1)
+        last = torch.where(seen, torch.arange(1, seen.shape[1] + 1), 0).cummax(dim=1).values
+        arcs.append(arc.gather(1, last))
+        near = arcs[-1][:, -1]
+    return torch.cat(arcs, dim=1).minimum(_route_arcs(scene)[:, -1:]) - start[:, None]
 
 
 def ego_comfort(past: EgoPast) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from ..worldmodel.world import State
 from .ground import Ground
 from .measures import EgoPast
 
-OBSERVATIONS = ("state", "image")
+if TYPE_CHECKING:
+    from ..worldmodel.rig import Rig
+
+OBSERVATIONS = ("state", "image", "camera")
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -101,14 +104,17 @@ class ObservationSize:
                 raise ValueError(f"observation size: {field.name} is {getattr(self, field.name)}, wanted a number above 0")
 
 
-def observation_space(kind: str, size: ObservationSize) -> spaces.Space:
-    """Return the space of one environment's observation.
+def observation_space(kind: str, size: ObservationSize, rig: Rig | None = None) -> spaces.Space:
+    """Return the space of one environment's observation; `rig` is that of its cameras, where it has some.
 
     Raises:
         ValueError: unknown kind.
     """
     if kind == "image":
         return spaces.Box(0, 255, (size.image.height, size.image.width, len(CHANNELS)), np.uint8)
+    if kind == "camera" and rig is not None:
+        shape = (rig.height, rig.width, 3)
+        return spaces.Box(0, 255, shape if len(rig) == 1 else (len(rig), *shape), np.uint8)
     if kind != "state":
         raise ValueError(f"observation={kind!r} is unknown: choose one of {', '.join(OBSERVATIONS)}")
 
@@ -133,18 +139,12 @@ def observation_space(kind: str, size: ObservationSize) -> spaces.Space:
 
 
 def observe(
-    kind: str,
-    size: ObservationSize,
-    state: State,
-    past: EgoPast,
-    pieces: RoadPieces,
-    on: Ground,
-    action: Tensor,
+    kind: str, size: ObservationSize, state: State, past: EgoPast, pieces: RoadPieces, on: Ground, action: Tensor
 ) -> dict[str, Tensor]:
     """Return what B egos see, under the names of `observation_space`; an image stands under the name "image".
 
     Args:
-        kind: one of `OBSERVATIONS`.
+        kind: "state" or "image".
         size: how much is seen.
         state: the moment.
         past: what is remembered of the egos.
@@ -153,17 +153,8 @@ def observe(
         action: (B, 2) acceleration in m/s2 and curvature in 1/m of the last step, zero at a reset.
     """
     if kind == "image":
-        image = bird_eye_image(
-            state.scene,
-            pieces,
-            state.position,
-            state.heading,
-            state.valid,
-            state.signal_state,
-            state.signal_valid,
-            size.image,
-        )
-        return {"image": image}
+        agents = (state.position, state.heading, state.valid)
+        return {"image": bird_eye_image(state.scene, pieces, *agents, state.signal_state, state.signal_valid, size.image)}
     seen = {"ego": _see_ego(state, past, action)}
     seen |= _see_agents(state, size)
     seen |= _see_polylines(state, pieces, size)

@@ -4,9 +4,9 @@
 
 Sources: nuplan-devkit, config/simulation_metric and planning/script/config/simulation/metric_aggregator
 (closed_loop_reactive_agents_weighted_average); navsim, docs/metrics.md. Deviations: progress is measured along the route of the
-scene, against the way of the log's ego; a red light is run by the front passing the stop point; what a map cannot tell (no road
-edges, no limits) counts as kept; nuPlan's lanes are polygons (see `measures.py`); EPDMS' extended comfort compares consecutive
-plans, which drivers need not have: it is left out, and the weights are divided by what remains (14 of 16).
+scene, for driver and log's ego alike; a red light is run by the front passing the stop point; what a map cannot tell (no road
+edges, no limits) counts as kept; nuPlan's lanes are polygons and its jerk is smoother (see `measures.py`); EPDMS'
+extended comfort compares consecutive plans, which drivers need not have: it is left out, the weights divided by the other 14.
 """
 
 from __future__ import annotations

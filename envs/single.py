@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,10 @@ from .observation import ObservationSize
 from .scenarios import Source
 from .vector import DriveVectorEnv, Info, Observation
 
+if TYPE_CHECKING:
+    from ..worldmodel.rig import Rig
+    from ..worldmodel.sight import SceneCamera, Sight
+
 
 class DriveEnv(gymnasium.Env[Observation, Any]):
     """Drive a car along its route, in a world whose other road users answer what it does.
@@ -23,7 +27,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     An episode starts from a moment of a recorded or generated scene, with one second of history. Every 0.1 s the ego gets an action
     and the world moves everyone else: predicted by a trained network (`world="learned"`; `"learned_open"`
     lets road users leave and enter, for episodes of minutes), as they drove in the log (`"replay"`),
-    straight on (`"constant_velocity"`), or by the traffic simulator SUMO (`"sumo"`). The ego is a kinematic bicycle: it cannot
+    straight on (`"constant_velocity"`), by the rules of the intelligent driver model (`"idm"`), or by the traffic simulator SUMO (`"sumo"`). The ego is a kinematic bicycle: it cannot
     reverse, and it slides rather than turns where lateral acceleration would exceed 9 m/s2.
 
     ## Action space
@@ -64,6 +68,8 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     190 caution, 120 go, 60 unknown); 4 vehicles and standing objects; 5 pedestrians and cyclists; 6 ego. Counts, radius and scale
     are set by `size`.
 
+    `observation="camera"` gives what the ego's cameras show, `Box(0, 255, (H, W, 3), uint8)`, or (C, H, W, 3) of a `rig` of several.
+
     ## Reward
     The sum of weighted measures of the step, each a term in `info["reward_terms"]`. `reward` is a preset of
     `worldloop.envs.PRESETS` or weights of your own, such as `{"progress": 0.1, "red_light": -2.0}`, for any of `info["measures"]`.
@@ -99,14 +105,16 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     |---|---|---|
     | `scenes` | `None` | the shipped scenes (`None` or `"demo"`), the folder of a data set, a `SceneDataset`, or a `Scene` |
     | `world` | `"learned"` | a name above or any object that satisfies `worldloop.worldmodel.world.World` |
-    | `observation` | `"state"` | or `"image"` |
+    | `observation` | `"state"` | or `"image"`, `"camera"` |
     | `action` | `"continuous"` | or `"physical"`, `"discrete"` |
     | `horizon` | `80` | steps; `None`: as long as each scene's log |
     | `terminate_on` | `("collision", "off_road")` | measures that end the episode |
     | `reward` | `"progress"` | a preset (`"progress"`, `"nuplan"`, `"epdms"`) or weights by measure |
     | `dynamics` | `KinematicBicycle()` | limits of the car |
     | `size` | `ObservationSize()` | counts, radius, spacing, image |
-    | `render_mode` | `None` | `"rgb_array"`: `render()` returns (800, 800, 3) uint8; `"human"`: a window |
+    | `camera` | `None` | a name of `worldloop.envs.cameras.CAMERAS`, or a `SceneCamera`; `env.sight` then holds what it shows |
+    | `rig` | `None` | where its cameras are: a name of `worldloop.worldmodel.rig.RIGS` or a `Rig`; `None`: the camera's own |
+    | `render_mode` | `None` | `"rgb_array"`: `render()` returns (800, 800, 3) uint8; `"human"`: a window; `"camera"`: what the cameras show |
 
     Attributes:
         state: the world's `State`, a batch of one.
@@ -114,7 +122,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         scenarios: the scenes to choose from, with `ids`.
     """  # noqa: E501 (rows of tables)
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["human", "rgb_array", "camera"], "render_fps": 10}
 
     def __init__(
         self,
@@ -128,6 +136,8 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         reward: str | Mapping[str, float] = "progress",
         dynamics: KinematicBicycle = KinematicBicycle(),  # noqa: B008 (frozen)
         size: ObservationSize = ObservationSize(),  # noqa: B008 (frozen)
+        camera: str | SceneCamera | None = None,
+        rig: str | Rig | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Open scenes and world.
@@ -146,10 +156,12 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
             reward=reward,
             dynamics=dynamics,
             size=size,
+            camera=camera,
+            rig=rig,
             render_mode=render_mode,
             autoreset_mode=AutoresetMode.DISABLED,
         )
-        self.render_mode = render_mode
+        self.render_mode, self.metadata = render_mode, {**self.metadata, "render_modes": self.vector.metadata["render_modes"]}
         self.observation_space, self.action_space = self.vector.single_observation_space, self.vector.single_action_space
         self.actions, self.scenarios = self.vector.actions, self.vector.scenarios
 
@@ -157,6 +169,11 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
     def state(self) -> State:
         """The world's state, a batch of one; it is replaced at every step and never changed."""
         return self.vector.state
+
+    @property
+    def sight(self) -> Sight | None:
+        """What the cameras show of `state`; None without one."""
+        return self.vector.sight
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Begin an episode.
@@ -184,7 +201,7 @@ class DriveEnv(gymnasium.Env[Observation, Any]):
         return row_seen(seen, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), row_info(infos, 0)
 
     def render(self) -> Any:
-        """Return a picture (800, 800, 3) uint8 (`rgb_array`), or show it in a window (`human`)."""
+        """Return a picture (height, width, 3) uint8 (`rgb_array`, `camera`), or show it in a window (`human`)."""
         frames = self.vector.render()
         return None if frames is None else frames[0]
 

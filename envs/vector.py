@@ -8,9 +8,10 @@ and by its own random generator, which picks its scenes and their keys; so it do
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -27,9 +28,13 @@ from ..worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld,
 from .action import ActionSpace
 from .ground import Ground, ground
 from .measures import EgoPast, ego_measures, next_past, start_past
-from .observation import ObservationSize, observation_space, observe, to_numpy, visible
+from .observation import ObservationSize, observation_space, observe, to_numpy
 from .reward import reward_terms, reward_weights
 from .scenarios import Scenarios, Source
+
+if TYPE_CHECKING:
+    from ..worldmodel.rig import Rig
+    from ..worldmodel.sight import SceneCamera, Sight
 
 TERMINATIONS = ("collision", "at_fault_collision", "off_road", "red_light")
 """Measures that may end an episode."""
@@ -41,10 +46,9 @@ Observation = dict[str, np.ndarray] | np.ndarray
 Info = dict[str, Any]
 
 
-def _sumo_world() -> World:
-    from ..worldmodel.sumo import SumoWorld  # an optional dependency
-
-    return SumoWorld()
+def _lazily(module: str, name: str) -> Callable[[], World]:
+    """Return what makes the world `name` of a module that is only imported then."""
+    return lambda: getattr(importlib.import_module(module, __package__), name)()
 
 
 def _learned_open_world() -> World:
@@ -58,7 +62,8 @@ WORLDS: dict[str, Callable[[], World]] = {
     "learned_open": _learned_open_world,
     "replay": ReplayWorld,
     "constant_velocity": ConstantVelocityWorld,
-    "sumo": _sumo_world,
+    "idm": _lazily("..worldmodel.idm", "IdmWorld"),
+    "sumo": _lazily("..worldmodel.sumo", "SumoWorld"),
 }
 """Worlds by the name that environments and the command line take."""
 
@@ -76,6 +81,7 @@ class Episode(TensorBatch):
         horizon: (B,) int64, steps until the episode is truncated.
         reward: (B,) float64, the sum so far.
         trail: (B, A, n, 2) past positions, the present last, trail_valid (B, A, n); n is 0 where nothing is rendered.
+        sight: what the cameras show, where there is one.
     """
 
     state: State
@@ -87,6 +93,7 @@ class Episode(TensorBatch):
     reward: Tensor
     trail: Tensor
     trail_valid: Tensor
+    sight: Sight | None = None
 
     def widen(self, other: Episode) -> Episode:
         """Return the same episodes with room for at least as many map pieces and segments as `other` has."""
@@ -114,9 +121,10 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         actions: the `ActionSpace`; its `decode` and `encode` convert between this environment's actions and physical ones.
         world: what moves the others.
         dynamics: the car.
+        camera: what shows the egos' cameras, or None.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 10, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = {"render_modes": ["human", "rgb_array", "camera"], "render_fps": 10, "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
         self,
@@ -131,6 +139,8 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         reward: str | Mapping[str, float] = "progress",
         dynamics: KinematicBicycle = KinematicBicycle(),  # noqa: B008 (frozen)
         size: ObservationSize = ObservationSize(),  # noqa: B008 (frozen)
+        camera: str | SceneCamera | None = None,
+        rig: str | Rig | None = None,
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
@@ -145,10 +155,16 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.num_envs, self.horizon, self.terminate_on = num_envs, horizon, tuple(terminate_on)
         self.weights, self.dynamics, self.size, self.observation = reward_weights(reward), dynamics, size, observation
         self.render_mode, self.autoreset_mode = render_mode, autoreset_mode
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.actions = ActionSpace(action, dynamics)
         self.single_action_space, self.action_space = self.actions.space, batch_space(self.actions.space, num_envs)
-        self.single_observation_space = observation_space(observation, size)
+        self.camera: SceneCamera | None = None
+        if rig or camera is not None or "camera" in (observation, render_mode):
+            from .cameras import open_camera  # is loaded where a camera is wanted
+
+            self.camera = open_camera(camera, rig)
+        modes = [mode for mode in self.metadata["render_modes"] if mode != "camera" or self.camera is not None]
+        self.metadata = {**self.metadata, "render_modes": modes, "autoreset_mode": autoreset_mode}
+        self.single_observation_space = observation_space(observation, size, None if self.camera is None else self.camera.rig)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.world = open_world(world)
         self.scenarios = Scenarios(scenes)
@@ -156,7 +172,7 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         self.generators, self._seeds = [generator for generator, _ in drawn], [seed for _, seed in drawn]
         self._episode: Episode | None = None
         self._over = np.zeros(num_envs, dtype=np.bool_)
-        self._renderer: Any = None
+        self._pictures: Any = None
         self._owns_world = isinstance(world, str)
 
     @staticmethod
@@ -187,6 +203,11 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return self._running().past
 
     @property
+    def sight(self) -> Sight | None:
+        """What the cameras show of `state`; None without one."""
+        return self._running().sight
+
+    @property
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """The generators of the sub-environments."""
         return tuple(self.generators)
@@ -208,12 +229,14 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             ValueError: an unknown option or scene, or the horizon is longer than the world can go.
         """
         options = dict(options or {})
-        mask = self._reset_mask(options.pop("reset_mask", None))
+        mask = reset_mask(options.pop("reset_mask", None), self.num_envs)
         scene = options.pop("scene", None)
         if options:
             raise ValueError(f"reset options {sorted(options)} are unknown: wanted scene, reset_mask")
         rows = np.flatnonzero(mask).tolist()
-        self._seed(seed, rows)
+        for row, given in enumerate(seeds_of(seed, self.num_envs)):
+            if given is not None and mask[row]:
+                self.generators[row], self._seeds[row] = seeding.np_random(given)
         with torch.no_grad():
             scenes = self._choose(scene, rows)
             begun = self._begin(scenes, rows)
@@ -248,7 +271,6 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         terminated = torch.stack([no_end, *(measures[name].bool() for name in self.terminate_on)]).any(dim=0).numpy()
         truncated = (episode.state.step >= episode.horizon).numpy()
         self._over = terminated | truncated
-        infos: Info = {}
         every = np.ones(self.num_envs, dtype=np.bool_)
         if self._over.any() and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._final(seen, measures, terms)
@@ -264,63 +286,29 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
         return seen, reward, terminated, truncated, infos
 
     def render(self, most: int | None = None) -> tuple[np.ndarray, ...] | None:
-        """Return pictures (800, 800, 3) uint8 of all or the first `most` scenes (`rgb_array`), or show one in a window (`human`).
+        """Return pictures (height, width, 3) uint8 of all or the first `most` scenes, or show one in a window (`human`).
 
-        What a `"state"` observation holds is marked with white frames and dots.
+        `rgb_array` and `human` look from above and mark what a `"state"` observation holds; `camera` looks through the cameras.
         """
         if self.render_mode is None:
             gymnasium.logger.warn(
                 "render() draws nothing without a render_mode: make the environment with render_mode='rgb_array'"
             )
             return None
-        from ..renderers.bev import BirdEyeRenderer, Observed  # pictures are only loaded where someone looks at them
+        from .pictures import Pictures  # only loaded where someone looks at them
 
-        self._renderer = self._renderer or BirdEyeRenderer()
+        self._pictures = self._pictures or Pictures(self.render_mode, self.size, self.metadata["render_fps"])
         episode = self._running()
-        seen = self._observe(episode)
-        frames = []
-        for row in range(1 if self.render_mode == "human" else most or self.num_envs):
-            marked = visible({name: array[row] for name, array in seen.items()}, self.size) if isinstance(seen, dict) else {}
-            frame = self._renderer.draw(
-                episode.state,
-                row,
-                trails=episode.trail[row],
-                trails_valid=episode.trail_valid[row],
-                observation=Observed(**marked),
-                caption=f"reward\t{float(episode.reward[row]):.2f}",
-            )
-            frames.append(frame)
-        if self.render_mode == "rgb_array":
-            return tuple(frames)
-        self._renderer.show(frames[0], self.metadata["render_fps"])
-        return None
+        return self._pictures.render(episode, self._observe(episode), most)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the window, and the world if it was opened here and runs processes (SUMO does)."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
         close = getattr(self.world, "close", None)
         if self._owns_world and close is not None:
             close()
-
-    def _reset_mask(self, mask: Any) -> np.ndarray:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"options['reset_mask']: found {mask!r}, wanted ({self.num_envs},) bool with at least one True")
-        return mask
-
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: list[int]) -> None:
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds = [None if seed is None else int(seed) + row for row in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed: found a list of {len(seeds)}, wanted one for each of the {self.num_envs} sub-environments")
-        for row in rows:
-            if seeds[row] is not None:
-                self.generators[row], self._seeds[row] = seeding.np_random(seeds[row])
 
     def _choose(self, scene: Any, rows: list[int]) -> Scene:
         """Return the scenes that `rows` start with: those asked for, else what each row's generator picks."""
@@ -378,17 +366,18 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             reward=torch.zeros(len(scenes), dtype=torch.float64),
             trail=trail,
             trail_valid=trail_valid,
+            sight=None if self.camera is None else self.camera.begin(state),
         )
 
     def _horizons(self, scenes: Scene) -> Tensor:
         """Return the steps (B,) after which each episode is truncated."""
         possible = self.world.horizon(scenes)
+        if possible is not None and (possible < 1).any():
+            what = f"{scenes.id[int((possible < 1).nonzero()[0])]}: cannot start in {type(self.world).__name__}"
+            raise ValueError(f"{what}: its log ends at the present: take the learned world, or leave it out")
         if self.horizon is None:
             if possible is None:
                 raise ValueError("horizon=None: this world has no end, so give a number of steps")
-            if (possible < 1).any():
-                row = int((possible < 1).nonzero()[0])
-                raise ValueError(f"{scenes.id[row]}: its log ends at the present, so there is nothing to drive: leave it out")
             return possible
         if possible is not None and (possible < self.horizon).any():
             row = int((possible < self.horizon).nonzero()[0])
@@ -410,9 +399,14 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             trail_valid = torch.cat((trail_valid[:, :, 1:], state.valid[..., None]), dim=2)
         total = episode.reward + torch.stack(list(terms.values())).sum(dim=0)
         episode = replace(episode, state=state, past=past, action=action, reward=total, trail=trail, trail_valid=trail_valid)
+        if self.camera is not None and episode.sight is not None:
+            episode = replace(episode, sight=self.camera.follow(episode.sight, state, action))
         return episode, measures, terms
 
     def _observe(self, episode: Episode) -> Observation:
+        if self.observation == "camera" and episode.sight is not None:
+            frame = episode.sight.frame
+            return (frame[:, 0] if frame.shape[1] == 1 else frame).numpy(force=True).copy()
         seen = observe(self.observation, self.size, episode.state, episode.past, episode.pieces, episode.on, episode.action)
         return to_numpy(seen)
 
@@ -458,6 +452,24 @@ class DriveVectorEnv(VectorEnv[Observation, Any, np.ndarray]):
             "measures": _masked(measures, mask),
             "_measures": mask.copy(),
         }
+
+
+def reset_mask(mask: Any, count: int) -> np.ndarray:
+    """Return which of `count` sub-environments `reset` begins anew: (count,) bool, all of them if nothing is said."""
+    if mask is None:
+        return np.ones(count, dtype=np.bool_)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (count,) or not mask.any():
+        raise ValueError(f"options['reset_mask']: found {mask!r}, wanted ({count},) bool with at least one True")
+    return mask
+
+
+def seeds_of(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
+    """Return the seed of each of `count` sub-environments, None for those that keep their generators."""
+    if seed is None or isinstance(seed, int | np.integer):
+        return [None if seed is None else int(seed) + row for row in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"seed: found a list of {len(seed)}, wanted one for each of the {count} sub-environments")
+    return list(seed)
 
 
 def open_world(world: str | World) -> World:

@@ -81,6 +81,7 @@ class BirdEyeRenderer:
         up: "north" keeps +y up, which is calm to look at; "heading" keeps the ego's front up.
         supersample: how many times larger everything is drawn before it is scaled down.
         legend: whether the colours that occur are explained in the lower left corner.
+        panel: whether the scene's name, time, speed and the caption stand in the upper left corner.
 
     Raises:
         ValueError: a size is not positive, or `up` is unknown.
@@ -95,6 +96,7 @@ class BirdEyeRenderer:
         up: Literal["north", "heading"] = "north",
         supersample: int = 2,
         legend: bool = True,
+        panel: bool = True,
     ) -> None:
         if min(width, height, supersample) < 1 or not metres_across > 0:
             raise ValueError(
@@ -103,7 +105,7 @@ class BirdEyeRenderer:
         if up not in ("north", "heading"):
             raise ValueError(f"up: found {up!r}, wanted 'north' or 'heading'")
         self.width, self.height, self.metres_across = width, height, metres_across
-        self.up, self.supersample, self.legend = up, supersample, legend
+        self.up, self.supersample, self.legend, self.panel = up, supersample, legend, panel
         self._captions = Captions(supersample)
         self._canvas = pygame.Surface((width * supersample, height * supersample), depth=32)
         self._picture = pygame.Surface((width, height), depth=32)
@@ -323,7 +325,8 @@ class BirdEyeRenderer:
         time = float(state.step[row]) * TIME_STEP
         speed = float(state.ego().velocity[row].norm())
         lines = [state.scene.id[row], f"{time:.1f} s\t{speed:.1f} m/s ({3.6 * speed:.0f} km/h)", *caption]
-        self._captions.panel(self._canvas, lines)
+        if self.panel:
+            self._captions.panel(self._canvas, lines)
         legend = None
         if self.legend:
             others = state.scene.valid[row].any(dim=-1).index_fill(0, state.scene.ego[row], False)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import os
+import queue
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import imageio_ffmpeg
 import numpy as np
@@ -80,6 +83,61 @@ def write_video(path: str | Path, frames: Iterable[Frame], fps: float = 10.0) ->
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+class VideoWriter:
+    """Writes a video whose frames come one by one, in a thread of its own; a context manager, at whose end the video is whole.
+
+    Args:
+        path: as in `write_video`.
+        fps: frames a second.
+    """
+
+    def __init__(self, path: str | Path, fps: float = 10.0) -> None:
+        self._frames: queue.Queue[Frame | None] = queue.Queue(maxsize=30)
+        self._size: tuple[int, int] | None = None
+        self._error: OSError | ValueError | None = None
+        self._thread = threading.Thread(target=self._write, args=(path, fps), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until all is written."""
+        self._put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def add(self, frame: Frame) -> None:
+        """Append a frame (height, width, 3) uint8; one of another size than the first is scaled to it.
+
+        Raises:
+            OSError: the video cannot be written.
+        """
+        height, width, _ = frame.shape
+        self._size = self._size or (width, height)
+        self._put(frame if self._size == (width, height) else np.asarray(Image.fromarray(frame).resize(self._size)))
+
+    def _put(self, frame: Frame | None) -> None:
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._frames.put(frame, timeout=0.5)
+                return
+        if self._error is not None:
+            raise self._error
+
+    def _come(self) -> Iterator[Frame]:
+        while (frame := self._frames.get()) is not None:
+            yield frame
+
+    def _write(self, path: str | Path, fps: float) -> None:
+        try:
+            write_video(path, self._come(), fps)
+        except (OSError, ValueError) as error:  # is raised where the frames come from
+            self._error = error
 
 
 def write_picture(path: str | Path, frame: Frame) -> Path:

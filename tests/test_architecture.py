@@ -18,13 +18,14 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 """From left to right: a folder imports only from those before it."""
 
 WORLDMODEL_RANK = {
-    **dict.fromkeys(("files", "geometry", "rig", "sampling"), 0),
-    **dict.fromkeys(("checkpoint", "run", "scene", "networks"), 1),
+    **dict.fromkeys(("files", "frame_readers", "geometry", "rig", "sampling", "shipped"), 0),
+    **dict.fromkeys(("checkpoint", "projection", "run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "raster", "sumo_process", "signals", "uncertainty"), 2),
-    **dict.fromkeys(("behavior", "perspective", "sumo_map", "vocabulary"), 3),
+    **dict.fromkeys(("behavior", "sumo_map", "vocabulary"), 3),
     "world": 4,
-    **dict.fromkeys(("open_loop", "idm", "sight", "sumo_world", "state_file"), 5),
+    **dict.fromkeys(("open_loop", "idm", "perspective", "sight", "sumo_world", "state_file"), 5),
     **dict.fromkeys(("camera", "sumo", "borders"), 6),
+    "camera_windows": 7,
 }
 """A file of worldmodel imports only files of a lower rank; `train_*` stands above all, `data` sees scene and geometry alone."""
 
@@ -35,12 +36,14 @@ LONGEST_IMPORT = 3.0
 """Seconds that `import worldloop.envs` may take."""
 ONE_HOME = {
     **dict.fromkeys(("libsumo", "sumolib", "traci", "sumo", "sumo_data"), "worldmodel/sumo"),
-    "pyarrow": "worldmodel/data/argoverse2",
     "diffusers": "worldmodel/camera",
+    "pyarrow": ("worldmodel/data/argoverse2", "agents/rows"),
     "pettingzoo": "envs/multi",
     "stable_baselines3": "envs/stable_baselines",
     "pygame": "renderers/",
-    **dict.fromkeys(("imageio_ffmpeg", "PIL"), "renderers/"),
+    "imageio_ffmpeg": "renderers/",
+    "PIL": ("renderers/", "worldmodel/data/images"),  # pictures out, and those of recordings in
+    "open3d": "renderers/scene3d",
     "matplotlib": ("worldmodel/train_", "renderers/"),
     **dict.fromkeys(("google", "google_crc32c"), "worldmodel/data/waymo_records"),
 }

@@ -31,9 +31,10 @@ from worldloop.worldmodel.behavior import BehaviorModel
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.open_loop import logged_ego
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
+from worldloop.worldmodel.shipped import SHIPPED_SIGNALS
 from worldloop.worldmodel.signals import SignalModel
 from worldloop.worldmodel.uncertainty import CALIBRATION_FILE, FLOOR, STEP, Calibration, weights_checksum
-from worldloop.worldmodel.world import EPSILON, SHIPPED_SIGNALS, TEMPERATURE, LearnedWorld, ReplayWorld, State
+from worldloop.worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, ReplayWorld, State
 
 GIVEN = Calibration(0.3, 0.8, 1.2)
 

@@ -101,6 +101,34 @@ def test_rollout_writes_rows_record_and_film(place: Path, capsys: pytest.Capture
     assert all(text in shown for text in ("hand/0", "film: mine/rollout.mp4", "3 scenarios, 0 failed"))
 
 
+def test_interrupting_the_film_keeps_the_rows(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, frames: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("worldloop.agents.drive.write_video", interrupted)
+    words = ["--world", "replay", "--scenes", f"{place / 'short'}", "--horizon", "2", "--out", "mine"]
+    assert main(["rollout", *words]) == 130
+    assert left() == [str(Path.cwd() / "mine" / name) for name in ("run.json", "scenarios.csv", "scenarios.json")]
+    assert json.loads(Path("mine/run.json").read_text())["status"] == "finished"
+    shown = capsys.readouterr()
+    assert "seed 0: 1 scenario, 0 failed" in shown.out
+    assert "interrupted" in shown.err
+
+
+def test_scenes_that_cannot_start_do_not_stop_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ShardWriter(Path("both")) as writer:
+        writer.add(straight_road("hand/moment", steps=11))
+        writer.add(straight_road("hand/long"))
+    words = ["rollout", "--scenes", "both", "--horizon", "3", "--no-video"]
+    assert main([*words, "--world", "replay"]) == 1
+    shown = capsys.readouterr().out
+    assert "2 scenarios, 1 failed" in shown
+    assert "failed: hand/moment: cannot start in ReplayWorld: its log ends at the present: take the learned world" in shown
+    assert main([*words, "--world", "learned", "--weights", f"{place / 'model'}"]) == 0
+
+
 def test_default_folder_is_dated(place: Path) -> None:
     assert main(["rollout", "--world", "replay", "--scenes", f"{place / 'roads'}", "--horizon", "2", "--no-video"]) == 0
     (run,) = Path("runs").iterdir()

@@ -188,7 +188,7 @@ def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:
     assert (tmp_path / "run" / "hard_brake.png").read_bytes()[:4] == b"\x89PNG"
     assert run_counterfactual(replace(args, world="learned", limit=2, out=tmp_path / "second")) == 0
     alone = replace(args, scenes=data_set(tmp_path / "short", short), world="learned", out=tmp_path / "third")
-    with pytest.raises(ValueError, match="all 1 scenes failed, the first one"):
+    with pytest.raises(ValueError, match="of 1 scene all failed, the first one"):
         run_counterfactual(alone)
     assert not (tmp_path / "third").exists()
     creeping = replace(args, world="learned", limit=2, interventions=("creep",), out=tmp_path / "third")

@@ -180,6 +180,25 @@ def test_the_experts_progress_is_what_the_log_drove():
     assert measured(state, moved_on)["progress_share"] == pytest.approx(1 / 80, abs=1e-5)
 
 
+def test_the_experts_way_is_route_and_not_path():
+    scene = straight_road()
+    ahead = torch.arange(scene.steps) - 10  # steps from the present
+    still = scene.position.clone()
+    still[0, EGO, :, :2] = torch.stack((0.0 * ahead, 0.1 * (-1.0) ** ahead), dim=-1)  # stands, its label swings by 0.2 m a step
+    assert start_past(start(replace(scene, position=still)), ground(scene)).expert.abs().max().item() < 1e-4
+    swerve = scene.position.clone()
+    swerve[0, EGO, :, 1] = 0.5 * torch.sin(ahead * 0.3)  # 1 m a step ahead, whatever it does beside
+    swerving = replace(scene, position=swerve)
+    assert start_past(start(swerving), ground(swerving)).expert[0, -1].item() == pytest.approx(80.0, abs=1e-3)
+    hidden = scene.valid.clone()
+    hidden[0, EGO, 15:18] = False
+    hidden[0, EGO, 31:] = False
+    way = start_past(start(replace(scene, valid=hidden)), ground(scene)).expert[0]
+    assert way[[4, 5, 7, 8, 20, 21, -1]].tolist() == pytest.approx([4.0, 4.0, 4.0, 8.0, 20.0, 20.0, 20.0], abs=1e-3)
+    short = replace(scene, route_valid=torch.arange(101)[None] < 12)  # to x = 2
+    assert start_past(start(short), ground(short)).expert[0, -1].item() == pytest.approx(2.0, abs=1e-3)
+
+
 def test_where_a_map_has_no_lanes_the_route_stands_for_one():
     scene = straight_road()
     kind = torch.full_like(scene.polyline_kind, int(PolylineKind.LANE_MARKING))

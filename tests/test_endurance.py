@@ -144,6 +144,6 @@ def test_a_damaged_scene_is_counted_and_the_others_run(tmp_path, capsys):
     assert results["failed"] == 1
     assert "failed: hand/0: " in capsys.readouterr().err
     alone = replace(args, scenes=(f"{tmp_path / 'roads'}:hand/0",), out=tmp_path / "second")
-    with pytest.raises(ValueError, match="all 1 scenes failed, the first one: hand/0"):
+    with pytest.raises(ValueError, match="of 1 scene all failed, the first one: hand/0"):
         run_endurance(alone)
     assert not (tmp_path / "second").exists()

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import tiny_model
 from scenes import damaged, moved, straight_road
 from worldloop.agents.cli import main
 from worldloop.agents.crew import Crew, Job, Task
+from worldloop.agents.fingerprints import fingerprints
 from worldloop.agents.ranking import agreement, by_scene, leader_row, paired
+from worldloop.agents.rows import write_rows
+from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import Scene
 
@@ -109,6 +114,7 @@ def test_rows_leaders_and_pairs_and_the_same_with_other_workers(place: Path, cap
     assert main(words("one", "--workers", "1", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
     shown = capsys.readouterr().out
     assert "16 scenarios" in shown
+    assert max(map(len, shown.splitlines())) <= 120
     assert "are not told apart by these scenes" in shown  # four scenes cannot
     assert main(words("two", "--workers", "2", "--seeds", "0", "5", policies=("idm", "constant"))) == 0
     assert rows("one") == rows("two")
@@ -154,8 +160,38 @@ def test_a_scene_that_cannot_start_is_told_and_counts_for_nobody(place: Path, ca
     leader = json.loads(Path("out/run.json").read_text())["results"]["leaders"][0]
     assert (leader["scenarios"], leader["failed"], leader["failed_by_policy"]) == (2, 1, 0)
     assert leader["nuplan"] > 0.5
+    both = words("both", policies=("idm", "constant"))
+    data_set(place / "moment", straight_road("hand/moment", steps=11), straight_road("hand/long"))
+    assert main([*both, "--scenes", "moment", "--worlds", "replay", "constant_velocity"]) == 1
+    told = "hand/moment: cannot start in ReplayWorld: its log ends at the present: take the learned world, or leave it out"
+    shown = capsys.readouterr().out
+    assert f"failed: idm, constant in replay: {told}\n" in shown
+    assert "left out of every score in replay: 1 scene that cannot start there\n" in shown
+    assert [(row["world"], row["ended"]) for row in rows("both") if row["scene"] == "hand/moment"] == [
+        *[("replay", "failed")] * 2,
+        *[("constant_velocity", "horizon")] * 2,
+    ]
     assert main([*words("none"), "--scenes", "bad"]) == 2
-    assert "all 1 scenarios failed, the first one: hand/bad" in capsys.readouterr().err
+    assert "of 1 scenario all failed, the first one: hand/bad" in capsys.readouterr().err
+
+
+def test_rows_are_parquet_too_with_the_same_types_in_every_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason='needs pip install "worldloop[parquet]"')
+    data_set(place / "short", straight_road("hand/short", steps=14), straight_road("hand/long"))
+    assert main(words("good")) == 0
+    assert main([*words("bad"), "--scenes", "short"]) == 1
+    good, bad = (parquet.read_table(f"{name}/scenarios.parquet") for name in ("good", "bad"))
+    assert good.schema.equals(bad.schema)
+    assert [str(good.schema.field(name).type) for name in ("error", "off_road", "seed", "term_progress")] == [
+        *("string", "bool", "int64", "double")
+    ]
+    for table, out in ((good, "good"), (bad, "bad")):
+        shown = [{name: "" if value is None else str(value) for name, value in row.items()} for row in table.to_pylist()]
+        for row in shown:
+            row.pop("steps_per_second")
+        assert shown == rows(out)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert [file.name for file in write_rows(place, good.to_pylist())] == ["scenarios.csv"]
 
 
 def test_repeat_takes_all_that_matters_from_the_record(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +199,43 @@ def test_repeat_takes_all_that_matters_from_the_record(place: Path, capsys: pyte
     assert "nowhere/run.json: not found" in capsys.readouterr().err
     assert main(["evaluate", "--repeat", "nowhere", "--seeds", "7", "--out", "out"]) == 2
     assert "--repeat takes --seeds from nowhere/run.json: leave it out" in capsys.readouterr().err
+
+
+def test_what_has_changed_since_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["evaluate", "--repeat", "out", "--out", "again"]
+    resumed = words("out", "--resume", policies=("awkward_driver:Straight",))
+    assert main(words("out", policies=("awkward_driver:Straight",))) == 0
+    inputs = json.loads(Path("out/run.json").read_text())["inputs"]
+    assert list(inputs) == ["scenes roads", "policy awkward_driver:Straight"]
+    (place / "awkward_driver.py").write_text(DRIVERS + "\n# mended\n")
+    for command in (again, resumed):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "out/run.json: policy awkward_driver:Straight has changed since that run (sha256 " in told
+        assert "put back what was there, or start a new run" in told
+    (place / "awkward_driver.py").write_text(DRIVERS)
+    assert main(again) == 0
+    shutil.rmtree(place / "roads")
+    data_set(place / "roads", *(straight_road(f"hand/{i}", ego_speed=7.0) for i in range(4)))
+    for command in (["evaluate", "--repeat", "out", "--out", "third"], resumed):
+        assert main(command) == 2
+        assert "scenes roads has changed since that run" in capsys.readouterr().err
+    assert not Path("third").exists()
+
+
+def test_weights_are_known_by_what_they_are(tmp_path: Path) -> None:
+    data_set(tmp_path / "roads", straight_road())
+    scenes, folder = SceneDataset(tmp_path / "roads"), tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    known = fingerprints(scenes, ["learned"], folder, ["idm"])
+    assert list(known) == [f"scenes {tmp_path / 'roads'}", f"weights {folder}"]
+    (folder / "README.md").write_text("a card changes nothing")
+    assert fingerprints(scenes, ["learned_open"], folder, ["idm"]) == known
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert fingerprints(scenes, ["learned"], folder, ["idm"])[f"weights {folder}"] != known[f"weights {folder}"]
+    assert list(fingerprints(scenes, ["replay"], folder, ["idm"])) == list(known)[:1]
 
 
 def test_films_need_no_file_descriptors(place: Path) -> None:

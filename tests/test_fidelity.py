@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,17 @@ def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
     assert reference.pop("world") == "constant velocity"
     assert own == reference
     assert "weights_checksum" not in results
+    broken = "worlds = {}\n\nclass Broken(type(straight)):\n    def step(self, state, ego):\n        return worlds['mars']\n"
+    nothing = "\n\nclass Nothing(type(straight)):\n    def reset(self, scenes, key):\n        pass\n"
+    (tmp_path / "my_broken_world.py").write_text(text + broken + nothing)
+    place = f"{tmp_path / 'my_broken_world.py'}:9"
+    for world, told in (
+        ("my_broken_world:Broken", f"hand/0: the world's step raised KeyError: 'mars' ({place})"),
+        ("my_broken_world:Nothing", "hand/0: the world's reset returned a NoneType, wanted a State of 2 scenes"),
+    ):
+        with pytest.raises(ValueError, match=f"of 2 scenes all failed, the first one: {re.escape(told)}"):
+            run_fidelity(Fidelity(scenes=roads, world=world, rollouts=2, out=tmp_path / "broken"))
+        assert not (tmp_path / "broken").exists()
     for world, message in (("sumo", "wanted learned or"), ("my_fidelity_world:nothing", "a int without reset and step")):
         with pytest.raises(ValueError, match=message):
             run_fidelity(Fidelity(scenes=roads, world=world))

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import CONE, EGO, LEADER, LEFT_EDGE, RIGHT_EDGE, moved, several_roads, straight_road
+from scipy.signal import savgol_filter
 from worldloop.envs.ground import edge_distance, ground
 from worldloop.envs.measures import EgoPast, ego_comfort, ego_measures, ego_overlaps, next_past, route_place, start_past
 from worldloop.worldmodel.geometry import signed_distance_to_edges
@@ -159,6 +160,22 @@ def test_comfort_of_a_full_braking():
     assert found["longitudinal_jerk"].item() == pytest.approx(-16.0, abs=1e-3)  # by 8 m/s2 within 0.5 s
     assert found["jerk"].item() == pytest.approx(16.0, abs=1e-3)
     assert found["comfort"].item() == pytest.approx(3 / 6)  # acceleration, longitudinal jerk and jerk are beyond their limits
+
+
+def test_jerk_beside_that_of_nuplans_filter():
+    """A quadratic Savitzky-Golay filter over 15 values, which nuPlan takes: half of our jerk of a jump, and as blind at 2 Hz."""
+    time = torch.arange(40) * 0.1
+
+    def jerks(acceleration: torch.Tensor) -> tuple[float, float]:
+        past, ours = begun(start(straight_road())), []
+        for values in acceleration.unfold(0, 6, 1):
+            ours.append(ego_comfort(replace(past, acceleration=values[None]))["longitudinal_jerk"].abs().item())
+        return max(ours), abs(savgol_filter(acceleration.numpy(), 15, 2, deriv=1, delta=0.1)[7:-7]).max()
+
+    assert jerks(torch.where(time < 2.0, 0.0, 2.0)) == pytest.approx((4.0, 2.0), abs=1e-4)
+    assert jerks(1.5 * time) == pytest.approx((1.5, 1.5), abs=1e-4)
+    ours, theirs = jerks(-0.8 + 3.2 * torch.sin(4 * math.pi * time))  # from limit to limit of the acceleration, twice a second
+    assert (ours, theirs) == pytest.approx((0.0, 3.2 * 0.456), abs=0.1)
 
 
 def test_comfort_of_a_sharp_turn():

@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from scenes import several_roads, straight_road
 from worldloop.worldmodel.data import DataError, SceneDataset
-from worldloop.worldmodel.data.shards import SCENES_PER_SHARD
-from worldloop.worldmodel.data.writing import ShardWriter, trim
+from worldloop.worldmodel.data.writing import SCENES_PER_SHARD, ShardWriter, trim
 from worldloop.worldmodel.scene import LAYOUT, Scene
 
 

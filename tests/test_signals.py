@@ -8,6 +8,7 @@ from scenes import several_roads, straight_road
 from test_world import run, same
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.scene import HISTORY_STEPS, SignalState, stack
+from worldloop.worldmodel.shipped import SHIPPED_SIGNALS
 from worldloop.worldmodel.signals import ADVANCED, SignalConfig, SignalModel, signal_ages, signal_places
 from worldloop.worldmodel.train_signals import (
     LEAST_STEPS,
@@ -20,7 +21,7 @@ from worldloop.worldmodel.train_signals import (
     read_logs,
     window_of,
 )
-from worldloop.worldmodel.world import SHIPPED_SIGNALS, LearnedWorld
+from worldloop.worldmodel.world import LearnedWorld
 
 
 def lively():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_model
+from rich.console import Console
 from scenes import EGO, moved, several_roads, straight_road
 from worldloop.agents.cli import main
 from worldloop.agents.network import DriverNetwork, NetworkConfig, NetworkPolicy, Normaliser, as_tensors
 from worldloop.agents.policy import load_policy
-from worldloop.agents.ppo import Ppo, Trainer, gae
+from worldloop.agents.ppo import Ppo, Trainer, event_files, gae, train
 from worldloop.envs import PRESETS, DriveVectorEnv
 from worldloop.worldmodel.data.writing import ShardWriter
+from worldloop.worldmodel.run import read_metrics, start_run
 from worldloop.worldmodel.scene import Scene
 
 
@@ -214,6 +218,34 @@ def test_a_checkpoint_holds_all_that_goes_on(tmp_path: Path) -> None:
         assert torch.equal(other.network.state_dict()[name], tensor)
 
 
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run."""
+    reason = 'needs pip install "worldloop[tensorboard]"'
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason=reason)
+    events = event_accumulator.EventAccumulator(str(folder)).Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_events_that_a_kill_has_left_are_not_shown(tmp_path: Path) -> None:
+    with event_files(tmp_path, 0) as note:
+        for step in range(1, 6):
+            note(step, {"reward": step})
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which tell seconds
+    with event_files(tmp_path, 3) as note:
+        note(4, {"reward": 40.0})
+    assert scalars(tmp_path) == {"reward": [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
+
+
+def test_without_tensorboard_a_training_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with event_files(tmp_path, 0) as note:
+        note(1, {"reward": 1.0})
+    assert 'pip install "worldloop[tensorboard]"' in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 def test_ppo_learns_to_go_and_goes_on_after_a_kill(places: Path) -> None:
     words = ["train", "ppo", "--scenes", "made", "--validation", "held", "--world", "constant_velocity", "--reward", "progress"]
     words += [
@@ -247,6 +279,24 @@ def test_ppo_learns_to_go_and_goes_on_after_a_kill(places: Path) -> None:
         max(row["nuplan"] for row in rows if "nuplan" in row) == json.loads(Path("ppo/run.json").read_text())["results"]["best"]
     )
     assert isinstance(load_policy("ppo/model"), NetworkPolicy)
+    shown = scalars(Path("ppo"))
+    assert set(shown) == {name for row in rows for name in row} - {"step"}
+    for name, events in shown.items():
+        written = [(row["step"], pytest.approx(row[name], rel=1e-6, abs=1e-6)) for row in rows if name in row]
+        assert events == written, name
+
+
+def test_a_start_that_is_never_surpassed_stays_the_best(places: Path) -> None:
+    start = DriverNetwork(NetworkConfig(width=8, hidden=16))
+    start.save_pretrained(Path("start"))
+    found = iter([{"nuplan": 0.5, "epdms": 0.5}, {"nuplan": 0.4, "epdms": 0.4}])
+    args = Ppo("made", "held", world="constant_velocity", start_from=Path("start"), steps=16, envs=2, rollout_steps=8)
+    trainer, env = Trainer(args, DriverNetwork.from_pretrained(Path("start"))), DriveVectorEnv(2, "made", "constant_velocity")
+    results = train(trainer, env, start_run(Path("ppo"), "train ppo", {}, 0), lambda: next(found), Console(quiet=True))
+    assert (results["nuplan"], results["best"]) == (0.4, 0.5)
+    assert [(row["step"], row["nuplan"]) for row in read_metrics(Path("ppo"))] == [(0, 0.5), (1, 0.4)]
+    kept = DriverNetwork.from_pretrained(Path("ppo/model")).state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in start.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_file_of_scenarios_becomes_scenes(tmp_path: Path):
     assert (first.id, second.id) == (("waymo/abc",), ("waymo/def",))
     assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in LAYOUT)
     done = import_scenes("waymo", file, tmp_path / "set")
-    assert (done.scenes, done.agents) == (2, 8)
+    assert (done.counts["scenes"], done.counts["agents"]) == (2, 8)
 
 
 def test_agents_are_the_tracks_as_recorded():

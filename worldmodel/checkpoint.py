@@ -31,6 +31,24 @@ def write_checkpoint(
     write_tensors(folder / CHECKPOINT, tensors, header)
 
 
+def read_header(folder: Path) -> dict[str, str]:
+    """Return the header of a run folder's checkpoint.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is broken.
+    """
+    path = folder / CHECKPOINT
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata())
+    except (OSError, SafetensorError, TypeError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: cannot go on from it ({str(error).splitlines()[0]}): start afresh in another folder")
+
+
 def read_checkpoint(
     folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> dict[str, str]:
@@ -55,6 +73,5 @@ def read_checkpoint(
         generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global_generator"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: cannot go on from it ({reason}): start afresh in another folder") from error
+        raise _unusable(path, error) from error
     return header

@@ -15,6 +15,9 @@ from torch import Tensor
 
 MOST_CAMERAS = 7
 
+APPEARANCES = ("day", "dusk", "night", "rain", "fog")
+"""Times of day and weathers that the 3-D renderer shows, and that a learned camera can be taught to tell apart."""
+
 
 @dataclass(frozen=True)
 class Camera:

@@ -35,7 +35,8 @@ class Run:
 
     Attributes:
         folder: where to write; of a short run the temporary folder.
-        record: what `run.json` holds: command, arguments, seed, versions, machine, started, status, seconds, results.
+        record: what `run.json` holds: command, arguments, inputs, seed, versions, machine, started, status, seconds,
+            results.
     """
 
     folder: Path
@@ -60,27 +61,31 @@ class Run:
         write_json(self.folder / "run.json", self.record)
 
 
-def start_run(folder: Path, command: str, arguments: Mapping[str, Any], seed: int) -> Run:
-    """Create a run folder with its `run.json` (status "running").
+def start_run(
+    folder: Path, command: str, arguments: Mapping[str, Any], seed: int, inputs: Mapping[str, str] | None = None
+) -> Run:
+    """Create a run folder with its `run.json` (status "running"); `inputs` are fingerprints of what it reads, by name.
 
     Raises:
         FileExistsError: the folder exists and is not empty.
     """
     require_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, _record(command, arguments, seed))
+    run = Run(folder, _record(command, arguments, seed) | {"inputs": dict(inputs or {})})
     write_json(folder / "run.json", run.record)
     return run
 
 
-def resume_run(folder: Path, step: int, arguments: Mapping[str, Any], free: Collection[str]) -> Run:
+def resume_run(
+    folder: Path, step: int, arguments: Mapping[str, Any], free: Collection[str], inputs: Mapping[str, str] | None = None
+) -> Run:
     """Open the folder of a killed run again at `step`; lines of `metrics.jsonl` that lie after it or are torn are dropped.
 
     `arguments` are what it goes on with, and what its record then holds; those named in `free` may differ from the former ones.
 
     Raises:
         FileNotFoundError: there is no `run.json` in the folder.
-        ValueError: another argument differs.
+        ValueError: another argument differs, or what stands under the name of an input.
     """
     path = folder / "run.json"
     if not path.is_file():
@@ -92,6 +97,7 @@ def resume_run(folder: Path, step: int, arguments: Mapping[str, Any], free: Coll
             raise ValueError(
                 f"{path}: was started with {name} {value}, found {arguments.get(name)}: resume with the same, or anew"
             )
+    require_same_inputs(path, record, inputs or {})
     record |= {"status": "running", "arguments": arguments}
     lines = [row for row in read_metrics(folder) if row["step"] <= step]
     if lines:
@@ -100,6 +106,19 @@ def resume_run(folder: Path, step: int, arguments: Mapping[str, Any], free: Coll
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     write_json(path, record)
     return Run(folder, record)
+
+
+def require_same_inputs(path: Path, record: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Raise ValueError if the run of this record (of `path`) read something else by the name of one of the `inputs`.
+
+    What the record has no fingerprint of is taken as it is.
+    """
+    for name, digest in record.get("inputs", {}).items():
+        if name in inputs and inputs[name] != digest:
+            raise ValueError(
+                f"{path}: {name} has changed since that run (sha256 {digest[:12]} then, {inputs[name][:12]} now), so rows would "
+                "not agree: put back what was there, or start a new run"
+            )
 
 
 @contextmanager

@@ -21,6 +21,12 @@ def hashed_uniform(key: Tensor, *counters: Tensor) -> Tensor:
     return (((mixed >> 41) & 0x7FFFFF).float() + 0.5) / 2**23  # 23 bits: a 24th would round up to 1
 
 
+def hashed_normal(key: Tensor, step: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal numbers (N, *shape) from keys and steps (N,), each row as if it were alone."""
+    uniform = hashed_uniform(key[:, None], step[:, None], torch.arange(torch.Size(shape).numel()))
+    return (2.0**0.5 * (2.0 * uniform - 1.0).erfinv()).view(len(key), *shape)
+
+
 def sample_tokens(scores: Tensor, key: Tensor, step: Tensor, temperature: float, epsilon: float, most: int = 128) -> Tensor:
     """Draw a token for each agent among those of at least the probability `epsilon` (Hewitt et al., arXiv 2210.15191).
 

@@ -23,7 +23,6 @@ TIME_STEP = 0.1
 HISTORY_STEPS = 10
 """Index of "now" in every scene: one second of history stands before it (Waymo Open Motion's convention)."""
 
-
 DERIVED = "#"
 """In the id of a scene that was made from another one, between the other's id and what was done to it."""
 

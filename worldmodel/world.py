@@ -11,7 +11,6 @@ them go straight on; `SumoWorld`, in `sumo.py`, asks SUMO.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
     from .signals import SignalModel
     from .uncertainty import Calibration
 
-SHIPPED_WEIGHTS = Path(str(files("worldloop.assets"))) / "behavior"
-SHIPPED_SIGNALS = SHIPPED_WEIGHTS.with_name("signals")
-
 TEMPERATURE, EPSILON = 1.0, 0.015
 """How boldly `LearnedWorld` samples where nothing else is asked for; chosen with the recipe of the shipped weights."""
-
 
 SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
 """m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
@@ -249,15 +244,16 @@ class LearnedWorld:
     def from_pretrained(
         cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, epsilon: float = EPSILON
     ) -> LearnedWorld:
-        """Return the world of a model folder, or of the weights that the package ships.
+        """Return the world of a model folder, or of the weights that the package ships (also "small" and "large").
 
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
         """
+        from .shipped import SHIPPED_SIGNALS, model_folder
         from .signals import SignalModel
         from .uncertainty import Calibration
 
-        place = SHIPPED_WEIGHTS if folder is None else Path(folder)
+        place = model_folder(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
         calibration = Calibration.load(place, temperature=temperature, epsilon=epsilon)
         return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, calibration, signals)

@@ -15,12 +15,14 @@ __all__ = ["READERS", "DataError", "SceneDataset", "Skipped", "find_files", "rea
 READERS: dict[str, str] = {
     "argoverse2": ".argoverse2",
     "commonroad": ".commonroad",
+    "donkeycar": ".donkeycar",
+    "frames": ".frames",
     "gpudrive": ".gpudrive",
     "pandaset": ".pandaset",
     "scenarionet": ".scenarionet",
     "waymo": ".waymo",
 }
-"""Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`, which yields scenes."""
+"""Format name to module; each has `PATTERNS`, by which its files are found, and `read_file(file)`: scenes, or clips."""
 
 
 def reader(format: str) -> ModuleType:

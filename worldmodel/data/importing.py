@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from . import find_files, reader
-from .shards import SceneDataset, Skipped
+from .clips import LONGEST, ClipDataset, ClipWriter, recording_of
+from .shards import DataError, SceneDataset, Skipped
 from .writing import ShardWriter
 
 VALIDATION_PREFIXES = ("commonroad/USA_Peach",)
@@ -22,17 +24,22 @@ TRAIN_PREFIXES = ("commonroad/USA_US101", "commonroad/USA_Lanker", "sumo/")
 
 FIRST_VALIDATION_PANDASET = 42
 
+VIDEO_FORMATS = ("donkeycar", "frames")
+"""Those of `READERS` that give clips; all others give scenes."""
+
+Tell = Callable[[int, int, str], None]
+"""What is called with (done, in all, the name of what is at hand)."""
+
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import_scenes` did: counts, what was left out and why, what a person should know, and how long it took."""
+    """What an import did: counts, what was left out and why, which files broke, what to know, and how long it took."""
 
     destination: Path
     files: int
-    scenes: int
-    agents: int
-    agent_steps: int
+    counts: dict[str, int]
     skipped: tuple[Skipped, ...]
+    broken: tuple[Skipped, ...]
     notices: tuple[str, ...]
     seconds: float
 
@@ -43,48 +50,121 @@ def import_scenes(
     destination: str | Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    skip_broken: bool = False,
+    progress: Tell | None = None,
 ) -> Imported:
     """Convert `source`, a folder or one file of `format`, into the data set `destination`; all or nothing.
+
+    Counts scenes, agents and agent_steps.
 
     Args:
         format: one of `READERS`.
         source: where the files lie.
         destination: folder to make; an interrupted import leaves at most `<destination>.partial`, which the next one removes.
         overwrite: replace a data set that is there already.
+        skip_broken: go on where a file breaks, with what was read of it before, and tell which in `broken`.
         progress: is called with (files done, files in all, name of the file at hand) before every file and at the end.
 
     Raises:
-        DataError: a file cannot be read, or the destination exists.
+        DataError: a file cannot be read (all of them with `skip_broken`), or the destination exists.
     """
-    start = time.perf_counter()
-    module = reader(format)
-    files = find_files(format, source)
-    tell = progress or (lambda done, total, name: None)
-    skipped: list[Skipped] = []
-    scenes = agents = agent_steps = 0
+    start, read = time.perf_counter(), reader(format).read_file
+    files, skipped = find_files(format, source), []
+    broken: list[Skipped] | None = [] if skip_broken else None
+    counts = {"scenes": 0, "agents": 0, "agent_steps": 0}
     with ShardWriter(destination, overwrite=overwrite) as writer:
-        for done, file in enumerate(files):
-            tell(done, len(files), file.name)
-            for found in module.read_file(file):
-                if isinstance(found, Skipped):
-                    skipped.append(found)
-                    continue
-                writer.add(found, source=file.name)
-                scenes += len(found)
-                agents += int(found.valid.any(dim=-1).sum())
-                agent_steps += int(found.valid.sum())
-    tell(len(files), len(files), "")
-    return Imported(
-        destination=Path(destination),
-        files=len(files),
-        scenes=scenes,
-        agents=agents,
-        agent_steps=agent_steps,
-        skipped=tuple(skipped),
-        notices=tuple(writer.notices),
-        seconds=time.perf_counter() - start,
-    )
+        for file, scene in _items(files, read, skipped, broken, progress):
+            writer.add(scene, source=file.name)
+            counts["scenes"] += len(scene)
+            counts["agents"] += int(scene.valid.any(dim=-1).sum())
+            counts["agent_steps"] += int(scene.valid.sum())
+    seconds = time.perf_counter() - start
+    return Imported(Path(destination), len(files), counts, tuple(skipped), tuple(broken or ()), tuple(writer.notices), seconds)
+
+
+def import_clips(
+    format: str,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    rate: float | None = None,
+    longest: int = LONGEST,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    progress: Tell | None = None,
+) -> Imported:
+    """Convert recordings of video with actions into a data set of clips, as `import_scenes` does; counts clips and frames.
+
+    Args:
+        format: one of `VIDEO_FORMATS`.
+        source: where the recordings lie.
+        destination: folder to make.
+        size: height and width that the frames are to have; None keeps theirs.
+        rate: frames a second (Hz), where the recording does not say it.
+        longest: frames of a clip at the most; longer runs are cut evenly.
+        overwrite: replace a data set that is there already.
+        skip_broken: as in `import_scenes`.
+        progress: as in `import_scenes`, but called for every clip too.
+
+    Raises:
+        DataError: a recording cannot be read (all of them with `skip_broken`), or the destination exists.
+        ValueError: an argument is out of its range.
+    """
+    if size is not None and min(size) < 1 or longest < 2 or rate is not None and not 0 < rate < float("inf"):
+        wanted = "wanted sides of 1 pixel, 2 frames and more than 0 Hz at least"
+        raise ValueError(f"found a size of {size}, clips of {longest} frames and a rate of {rate}: {wanted}")
+    start, module, tell = time.perf_counter(), reader(format), progress or (lambda done, total, name: None)
+    files, skipped = find_files(format, source), []
+    broken: list[Skipped] | None = [] if skip_broken else None
+    counts = {"clips": 0, "frames": 0}
+    with ClipWriter(destination, overwrite=overwrite) as writer:
+        for file, clip in _items(files, lambda f: module.read_file(f, size, rate, longest), skipped, broken, progress):
+            writer.add(clip, source=file.name if file.suffix == ".tar" else file.parent.resolve().name)
+            counts["clips"] += 1
+            counts["frames"] += len(clip)
+            tell(files.index(file), len(files), f"{clip.id}, {counts['frames']} frames")
+    seconds = time.perf_counter() - start
+    return Imported(Path(destination), len(files), counts, tuple(skipped), tuple(broken or ()), tuple(writer.notices), seconds)
+
+
+def _items(
+    files: Sequence[Path],
+    read: Callable[[Path], Iterator[Any]],
+    skipped: list[Skipped],
+    broken: list[Skipped] | None,
+    progress: Tell | None,
+) -> Iterator[tuple[Path, Any]]:
+    """Yield what the files hold, each with its file; what is left out goes into `skipped`.
+
+    Broken files go into `broken`; where that is None, an error is raised, and so it is where nothing could be read of any.
+    """
+    kept = False
+    for done, file in enumerate(files):
+        if progress:
+            progress(done, len(files), file.name)
+        for found in read(file) if broken is None else _until_broken(read(file), file, broken):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            else:
+                kept = True
+                yield file, found
+    if broken and len(broken) == len(files) and not kept:
+        raise DataError(f"of {len(files)} files all are broken, the first one: {broken[0].reason}")
+    if progress:
+        progress(len(files), len(files), "")
+
+
+def _until_broken(parts: Iterator[Any], file: Path, broken: list[Skipped]) -> Iterator[Any]:
+    """Yield what can be read of a file; where that ends in an error, note it in `broken`."""
+    count = 0
+    try:
+        for found in parts:
+            yield found if isinstance(found, Skipped) else found.validate()
+            count += 1
+    except (ValueError, OSError) as error:  # no such file, no scene, or no disk any more
+        kept = f" (what was read of it before, {count}, is kept)" if count else ""
+        broken.append(Skipped(file.name, " ".join(str(error).split()) + kept))
 
 
 def split(id: str) -> str:
@@ -102,9 +182,7 @@ def split(id: str) -> str:
     return "train" if id.startswith(TRAIN_PREFIXES) else "none"
 
 
-def describe(
-    dataset: SceneDataset, progress: Callable[[int, int, str], None] | None = None
-) -> list[dict[str, int | float | str]]:
+def describe(dataset: SceneDataset, progress: Tell | None = None) -> list[dict[str, int | float | str]]:
     """Return the rows of a table: one for each split that occurs and one for all, with the same columns in the same order.
 
     Columns: split, scenes, hours (of scenes), agents by kind, agent_steps, median and 95th percentile of the speed of moving
@@ -128,6 +206,44 @@ def describe(
         for column, share in (("median_speed", 0.5), ("p95_speed", 0.95)):
             row[column] = float(every[int(share * (len(every) - 1))]) if len(every) else 0.0
     return [rows[name] for name in ("train", "validation", "none", "all") if name in rows]
+
+
+def describe_clips(dataset: ClipDataset, progress: Tell | None = None) -> list[dict[str, int | float | str]]:
+    """Return the rows of a table: one for each side that occurs (see `ClipDataset.sides`) and one for all, with the same columns.
+
+    Columns: split, recordings, clips, frames, hours, frames of the shortest and of the longest clip, height, width, rate, and of
+    each action its mean, standard deviation, least and most, and the share of frames in which it is exactly zero. `progress` is
+    called with (clips done, clips in all, the clip's id).
+    """
+    actions: list[torch.Tensor] = []
+    for number, name in enumerate(dataset.ids):
+        actions.append(dataset.window(number).action)
+        if progress is not None:
+            progress(number + 1, len(dataset), name)
+    sides, rows = dataset.sides(), []
+    for split in ("train", "validation", "all"):
+        chosen = [number for number, side in enumerate(sides) if split in (side, "all")]
+        if not chosen:
+            continue
+        lengths, action = [dataset.lengths[number] for number in chosen], torch.cat([actions[number] for number in chosen])
+        row: dict[str, int | float | str] = {
+            "split": split,
+            "recordings": len({recording_of(dataset.ids[number]) for number in chosen}),
+            "clips": len(chosen),
+            "frames": sum(lengths),
+            "hours": sum(lengths) / dataset.rate / 3600,
+            "shortest_clip": min(lengths),
+            "longest_clip": max(lengths),
+            "height": dataset.size[0],
+            "width": dataset.size[1],
+            "rate": dataset.rate,
+        }
+        for name, column in zip(dataset.action_names, action.double().unbind(dim=1), strict=True):
+            figures = {"mean": column.mean(), "deviation": column.std(correction=0), "least": column.min(), "most": column.max()}
+            figures["zero"] = (column == 0).double().mean()
+            row |= {f"{name}_{figure}": float(value) for figure, value in figures.items()}
+        rows.append(row)
+    return rows
 
 
 def _empty_row(name: str) -> dict[str, int | float | str]:

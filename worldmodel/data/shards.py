@@ -6,7 +6,7 @@
 
 Safetensors maps files into memory and reads single tensors lazily, and holds no code as pickle does. A data set is written
 under the name `<folder>.partial` and renamed when it is whole, so a folder under its final name is always whole. One that is
-overwritten stands aside as `<folder>.former` for the moment of the renaming.
+overwritten stands aside as `<folder>.former` for the moment of the renaming. Clips (`clips.py`) are kept in the same way.
 """
 
 from __future__ import annotations
@@ -17,21 +17,17 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ..scene import LAYOUT, Scene, stack
 
-FORMAT = "worldloop scenes"
-VERSION = 1
-SCENES_PER_SHARD = 128
 SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
-ENTRY = {"id": str, "recipe": str, "file": str, "number": int, "crc32": int}
-"""What is read of an entry of the index."""
 
 
 class DataError(ValueError):
@@ -54,29 +50,29 @@ def checksum(scene: Scene) -> int:
     return value
 
 
-class SceneDataset:
-    """A data set on disk: scenes are read when asked for, and their checksum is verified then.
+class ShardFolder:
+    """A data set on disk: what those of scenes and of clips share.
 
     Attributes:
-        path: the folder.
-        entries: one dictionary a scene, as in `index.json`.
-        ids: the scenes' names, in order.
+        path, index: the folder, and what its `index.json` says.
+        entries: one dictionary an item, as in `index.json`.
+        ids: the items' names, in order.
     """
 
-    def __init__(self, path: str | Path):
-        """Open the folder `path`.
+    ITEM: ClassVar[str]  # the word for one; the index lists them under its plural
+    ENTRY: ClassVar[dict[str, type]]  # what is read of an entry of the index
+    VERSION: ClassVar[int] = 1
 
-        Raises:
-            DataError: it is no data set of a version that this release reads.
-        """
+    def __init__(self, path: str | Path):
+        """Open the folder `path`; a DataError if it is no data set of such items, of a version that this release reads."""
         self.path = Path(path)
-        self.entries = _read_index(self.path)
+        self.index = _read_index(self.path, self.ITEM, self.VERSION, self.ENTRY)
         self._files: dict[str, Any] = {}
-        self._set_entries(self.entries)
+        self._set_entries(self.index[f"{self.ITEM}s"])
 
     @classmethod
-    def named(cls, text: str) -> SceneDataset:
-        """Open `FOLDER`, or the scenes of `FOLDER:GLOB` (see `subset`), as a command line names them."""
+    def named(cls, text: str) -> Self:
+        """Open `FOLDER`, or the items of `FOLDER:GLOB` (see `subset`), as a command line names them."""
         folder, _, pattern = (text, "", "") if Path(text).exists() else text.partition(":")
         return cls(folder).subset(pattern) if pattern else cls(folder)
 
@@ -86,27 +82,83 @@ class SceneDataset:
         self._number = {name: number for number, name in enumerate(self.ids)}
         if len(self._number) != len(entries):
             double = next(name for number, name in enumerate(self.ids) if self._number[name] != number)
-            raise DataError(f"{self.path / 'index.json'}: the scene id {double} stands twice: import the data again")
+            raise DataError(f"{self.path / 'index.json'}: the {self.ITEM} id {double} stands twice: import the data again")
 
     def __len__(self) -> int:
-        """How many scenes there are."""
+        """How many items there are."""
         return len(self.entries)
 
-    def __iter__(self) -> Iterator[Scene]:
-        """Yield every scene as a batch of one."""
-        for number in range(len(self)):
-            yield self._read(number)
-
     def index_of(self, name: str) -> int:
-        """Return the number of the scene called `name`.
+        """Return the number of the item called `name`.
 
         Raises:
             DataError: there is none; the message names the nearest ones.
         """
         if name not in self._number:
             nearest = difflib.get_close_matches(name, self.ids, n=3, cutoff=0.0)
-            raise DataError(f"{self.path}: no scene {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
+            raise DataError(f"{self.path}: no {self.ITEM} {name!r} among {len(self)}; nearest: {', '.join(nearest)}")
         return self._number[name]
+
+    def first(self, count: int) -> Self:
+        """Return the data set of the first `count` items, or of all if there are fewer.
+
+        Raises:
+            ValueError: `count` is below 1.
+        """
+        if count < 1:
+            raise ValueError(f"found a limit of {count} {self.ITEM}s, wanted at least 1")
+        return self._part(self.entries[:count])
+
+    def share(self, part: float, seed: int = 0) -> Self:
+        """Return the data set of a random `part` (0 to 1) of the items, at least one: smaller parts lie within larger ones.
+
+        Raises:
+            ValueError: `part` is not above 0 and at most 1.
+        """
+        if not 0 < part <= 1:
+            raise ValueError(f"found a share of {part} of the {self.ITEM}s, wanted more than 0 and at most 1")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        kept = order[: max(round(part * len(self)), 1)].sort().values
+        return self._part([self.entries[number] for number in kept.tolist()])
+
+    def _part(self, entries: list[dict[str, Any]]) -> Self:
+        part = copy(self)
+        part._set_entries(entries)
+        return part
+
+    def subset(self, pattern: str) -> Self:
+        """Return the data set of the items whose id starts with `pattern` or matches it as a glob (`*`, `?`, `[...]`).
+
+        Raises:
+            DataError: no id matches.
+        """
+        chosen = [e for e in self.entries if e["id"].startswith(pattern) or fnmatch.fnmatchcase(e["id"], pattern)]
+        if not chosen:
+            raise DataError(f"{self.path}: no {self.ITEM} matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
+        return self._part(chosen)
+
+    def _stored(self, entry: dict[str, Any], field: str, get: str = "get_tensor") -> Any:
+        """Return a tensor of an item, or its lazy form (`get` = "get_slice")."""
+        if entry["file"] not in self._files:
+            self._files[entry["file"]] = _open_shard(self.path / entry["file"], self.ITEM, self.VERSION)
+        try:
+            return getattr(self._files[entry["file"]], get)(f"{entry['number']}/{field}")
+        except SafetensorError as error:
+            raise self._damage(entry, f"cannot be read ({error})") from error
+
+    def _damage(self, entry: dict[str, Any], what: str) -> DataError:
+        return DataError(f"{self.path / entry['file']}: {self.ITEM} {entry['id']} {what}: import the data again")
+
+
+class SceneDataset(ShardFolder):
+    """Scenes on disk: they are read when asked for, and their checksum is verified then."""
+
+    ITEM = "scene"
+    ENTRY = {"id": str, "recipe": str, "file": str, "number": int, "crc32": int}
+
+    def __iter__(self) -> Iterator[Scene]:
+        """Yield every scene as a batch of one."""
+        yield from map(self._read, range(len(self)))
 
     def sizes(self) -> dict[str, int]:
         """Return the largest size of every dimension (but B) over all scenes, from the shards' headers alone.
@@ -117,22 +169,11 @@ class SceneDataset:
         largest: dict[str, int] = {}
         for entry in self.entries:
             for field in ("position", "polyline", "lane_link", "signal_state", "route"):
-                try:
-                    shape = self._file(entry).get_slice(f"{entry['number']}/{field}").get_shape()
-                except SafetensorError as error:
-                    raise DataError(
-                        f"{self.path / entry['file']}: scene {entry['id']} cannot be read ({error}): import the data again"
-                    ) from error
-                for letter, size in zip(LAYOUT[field][0][1:], shape, strict=True):
+                stored = self._stored(entry, field, "get_slice")
+                for letter, size in zip(LAYOUT[field][0][1:], stored.get_shape(), strict=True):
                     if isinstance(letter, str):
                         largest[letter] = max(largest.get(letter, 0), size)
         return largest
-
-    def _file(self, entry: dict[str, Any]) -> Any:
-        """Open the shard of an entry, once."""
-        if entry["file"] not in self._files:
-            self._files[entry["file"]] = _open_shard(self.path / entry["file"])
-        return self._files[entry["file"]]
 
     def load(self, which: Sequence[int | str] | int | str) -> Scene:
         """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
@@ -148,61 +189,17 @@ class SceneDataset:
         once = {number: self._read(number) for number in dict.fromkeys(numbers)}
         return stack([once[number] for number in numbers])
 
-    def first(self, count: int) -> SceneDataset:
-        """Return the data set of the first `count` scenes, or of all if there are fewer.
-
-        Raises:
-            ValueError: `count` is below 1.
-        """
-        if count < 1:
-            raise ValueError(f"found a limit of {count} scenes, wanted at least 1")
-        return self._part(self.entries[:count])
-
-    def share(self, part: float, seed: int = 0) -> SceneDataset:
-        """Return the data set of a random `part` (0 to 1) of the scenes, at least one: smaller parts lie within larger ones.
-
-        Raises:
-            ValueError: `part` is not above 0 and at most 1.
-        """
-        if not 0 < part <= 1:
-            raise ValueError(f"found a share of {part} of the scenes, wanted more than 0 and at most 1")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        kept = order[: max(round(part * len(self)), 1)].sort().values
-        return self._part([self.entries[number] for number in kept.tolist()])
-
-    def _part(self, entries: list[dict[str, Any]]) -> SceneDataset:
-        part = SceneDataset.__new__(SceneDataset)
-        part.path, part._files = self.path, self._files
-        part._set_entries(entries)
-        return part
-
-    def subset(self, pattern: str) -> SceneDataset:
-        """Return the data set of the scenes whose id starts with `pattern` or matches it as a glob (`*`, `?`, `[...]`).
-
-        Raises:
-            DataError: no id matches.
-        """
-        chosen = [e for e in self.entries if e["id"].startswith(pattern) or fnmatch.fnmatchcase(e["id"], pattern)]
-        if not chosen:
-            raise DataError(f"{self.path}: no scene matches {pattern!r}; there are {len(self)}, such as {self.ids[0]}")
-        return self._part(chosen)
-
     def _read(self, number: int) -> Scene:
         entry = self.entries[number]
-        file, name = self.path / entry["file"], entry["id"]
-        shard = self._file(entry)
-        try:
-            tensors = {field: shard.get_tensor(f"{entry['number']}/{field}")[None] for field in LAYOUT}
-        except SafetensorError as error:
-            raise DataError(f"{file}: scene {name} cannot be read ({error}): import the data again") from error
-        scene = Scene(id=(name,), recipe=(entry["recipe"],), **tensors)
+        tensors = {field: self._stored(entry, field)[None] for field in LAYOUT}
+        scene = Scene(id=(entry["id"],), recipe=(entry["recipe"],), **tensors)
         if checksum(scene) != entry["crc32"]:
-            raise DataError(f"{file}: scene {name} is damaged (its checksum differs from the index): import the data again")
+            raise self._damage(entry, "is damaged (its checksum differs from the index)")
         return scene
 
 
-def _read_index(folder: Path) -> list[dict[str, Any]]:
-    """Return the scenes that the index of `folder` lists."""
+def _read_index(folder: Path, item: str, version: int, wanted: dict[str, type]) -> dict[str, Any]:
+    """Return what `index.json` of `folder` says, its list of items checked."""
     file = folder / "index.json"
     if not file.is_file():
         what = "holds no index.json" if folder.is_dir() else "does not exist" if not folder.exists() else "is no folder"
@@ -213,27 +210,28 @@ def _read_index(folder: Path) -> list[dict[str, Any]]:
         index = json.loads(file.read_text())
     except ValueError as error:
         raise DataError(f"{file}: is no JSON ({error}): import the data again") from error
-    _check_header(index, file)
-    scenes = index.get("scenes")
-    if not scenes or not isinstance(scenes, list):
-        raise DataError(f"{file}: lists no scenes: import the data again")
-    for number, entry in enumerate(scenes):
-        wrong = [name for name, kind in ENTRY.items() if not isinstance(entry, dict) or type(entry.get(name)) is not kind]
+    _check_header(index, file, item, version)
+    entries = index.get(f"{item}s")
+    if not entries or not isinstance(entries, list):
+        raise DataError(f"{file}: lists no {item}s: import the data again")
+    for number, entry in enumerate(entries):
+        wrong = [name for name, kind in wanted.items() if not isinstance(entry, dict) or type(entry.get(name)) is not kind]
         if wrong or not SHARD_NAME.fullmatch(entry["file"]):
-            raise DataError(f"{file}: scene {number} lacks a proper {(wrong or ['file'])[0]}: import the data again")
-    return scenes
+            raise DataError(f"{file}: {item} {number} lacks a proper {(wrong or ['file'])[0]}: import the data again")
+    return index
 
 
-def _check_header(header: Any, file: Path) -> None:
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise DataError(f"{file}: was not written by worldloop: make a data set with `worldloop data import` or `data generate`")
-    if header.get("version") != VERSION:
-        raise DataError(
-            f"{file}: has version {header.get('version')}, this release reads version {VERSION}: import the data again"
-        )
+def _check_header(header: Any, file: Path, item: str, version: int) -> None:
+    found = str(header.get("format")) if isinstance(header, dict) else ""
+    if found != f"worldloop {item}s":
+        what = f"holds {found}, wanted {item}s" if found.startswith("worldloop ") else "was not written by worldloop"
+        raise DataError(f"{file}: {what}: make a data set with `worldloop data import` or `data generate`")
+    if header.get("version") != version:
+        has = header.get("version")
+        raise DataError(f"{file}: has version {has}, this release reads version {version}: import the data again")
 
 
-def _open_shard(file: Path) -> Any:
+def _open_shard(file: Path, item: str, version: int) -> Any:
     try:
         shard = safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -242,5 +240,5 @@ def _open_shard(file: Path) -> Any:
         header = json.loads((shard.metadata() or {}).get("worldloop", "null"))
     except ValueError as error:
         raise DataError(f"{file}: has an unreadable header ({error}): import the data again") from error
-    _check_header(header, file)
+    _check_header(header, file, item, version)
     return shard

@@ -1,4 +1,4 @@
-"""Writing the on-disk form of scenes (`shards.py`): whole or not at all."""
+"""Writing a data set, of scenes (`shards.py`) or of clips (`clips.py`): whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..scene import HISTORY_STEPS, LAYOUT, Scene
-from .shards import FORMAT, SCENES_PER_SHARD, SHARD_NAME, VERSION, DataError, checksum
+from .shards import SHARD_NAME, DataError, SceneDataset, ShardFolder, checksum
+
+SCENES_PER_SHARD = 128
 
 
 def trim(scene: Scene) -> Scene:
@@ -43,12 +45,15 @@ def trim(scene: Scene) -> Scene:
     return Scene(id=scene.id, recipe=scene.recipe, **changes)
 
 
-class ShardWriter:
+class FolderWriter:
     """Writes a data set; use it as a context manager, so that it is renamed when whole and removed when an error comes.
 
     Attributes:
         notices: what a person should know, such as that the rest of a killed import was removed.
+        header: what `index.json` says beside its version and its entries.
     """
+
+    form: ClassVar[type[ShardFolder]]  # what reads what is written
 
     def __init__(self, path: str | Path, *, overwrite: bool = False):
         """Prepare to write the data set `path`; an existing one is replaced at the end if `overwrite`."""
@@ -57,10 +62,11 @@ class ShardWriter:
         self.former = self.path.with_name(self.path.name + ".former")
         self.overwrite = overwrite
         self.notices: list[str] = []
+        self.header: dict[str, Any] = {}
         self._entries: list[dict[str, Any]] = []
         self._ids: set[str] = set()
         self._tensors: dict[str, Tensor] = {}
-        self._waiting = 0
+        self._waiting = self._shards = 0
 
     def __enter__(self) -> Self:
         """Make the partial folder.
@@ -95,53 +101,34 @@ class ShardWriter:
             if self.partial.exists():
                 shutil.rmtree(self.partial)
 
-    def add(self, scenes: Scene, source: str = "") -> None:
-        """Append every scene of a batch; `source` says where it comes from.
-
-        Raises:
-            DataError: an id is there already.
-            OSError: the disk is full.
-        """
-        for row in range(len(scenes)):
-            scene = trim(scenes.take([row]).validate())
-            name = scene.id[0]
-            if name in self._ids:
-                raise DataError(f"{source or self.path}: the scene id {name} is there already: ids must be unique")
-            self._ids.add(name)
-            self._entries.append(
-                {
-                    "id": name,
-                    "recipe": scene.recipe[0],
-                    "file": f"shard-{(len(self._entries)) // SCENES_PER_SHARD:05d}.safetensors",
-                    "number": len(self._entries),
-                    "agents": int(scene.valid[0].any(dim=-1).sum()),
-                    "steps": scene.steps,
-                    "crc32": checksum(scene),
-                    "source": source,
-                }
-            )
-            number = len(self._entries) - 1
-            self._tensors |= {f"{number}/{field}": getattr(scene, field)[0].clone() for field in LAYOUT}
-            self._waiting += 1
-            if self._waiting == SCENES_PER_SHARD:
-                self._write_shard()
+    def _add(self, id: str, source: str, crc32: int, tensors: dict[str, Tensor], more: dict[str, Any]) -> None:
+        """Append one item to the shard at hand; `more` is what its entry says beside what all entries say."""
+        if id in self._ids:
+            what = f"the {self.form.ITEM} id {id} is there already"
+            raise DataError(f"{source or self.path}: {what}: ids must be unique")
+        self._ids.add(id)
+        number, file = len(self._entries), f"shard-{self._shards:05d}.safetensors"
+        self._entries.append({"id": id, "file": file, "number": number, "crc32": crc32, "source": source} | more)
+        self._tensors |= {f"{number}/{field}": tensor for field, tensor in tensors.items()}
+        self._waiting += 1
 
     def _write_shard(self) -> None:
         target = self.partial / self._entries[-1]["file"]
-        header = {"worldloop": json.dumps({"format": FORMAT, "version": VERSION})}
+        header = {"worldloop": json.dumps({"format": f"worldloop {self.form.ITEM}s", "version": self.form.VERSION})}
         try:
             save_file(self._tensors, target, metadata=header)
         except SafetensorError as error:
             raise OSError(f"{target}: cannot be written ({error}): free some space or choose another disk") from error
         target.chmod(self.partial.stat().st_mode & 0o666)  # safetensors makes files that only their owner reads
-        self._tensors, self._waiting = {}, 0
+        self._tensors, self._waiting, self._shards = {}, 0, self._shards + 1
 
     def _finish(self) -> None:
         if not self._entries:
-            raise DataError(f"{self.path}: no scenes to write: the source holds none that can be used")
+            raise DataError(f"{self.path}: no {self.form.ITEM}s to write: the source holds none that can be used")
         if self._waiting:
             self._write_shard()
-        index = {"format": FORMAT, "version": VERSION, "scenes": self._entries}
+        items = f"{self.form.ITEM}s"
+        index = {"format": f"worldloop {items}", "version": self.form.VERSION} | self.header | {items: self._entries}
         (self.partial / "index.json").write_text(json.dumps(index, indent=1))
         if self.path.exists():
             if not self.overwrite:
@@ -151,8 +138,29 @@ class ShardWriter:
         shutil.rmtree(self.former, ignore_errors=True)
 
 
+class ShardWriter(FolderWriter):
+    """Writes scenes, 128 a shard."""
+
+    form = SceneDataset
+
+    def add(self, scenes: Scene, source: str = "") -> None:
+        """Append every scene of a batch; `source` says where it comes from.
+
+        Raises:
+            DataError: an id is there already.
+            OSError: the disk is full.
+        """
+        for row in range(len(scenes)):
+            scene = trim(scenes.take([row]).validate())
+            more = {"recipe": scene.recipe[0], "agents": int(scene.valid[0].any(dim=-1).sum()), "steps": scene.steps}
+            tensors = {field: getattr(scene, field)[0].clone() for field in LAYOUT}
+            self._add(scene.id[0], source, checksum(scene), tensors, more)
+            if self._waiting == SCENES_PER_SHARD:
+                self._write_shard()
+
+
 def _require_ours(folder: Path) -> None:
-    """Raise unless `folder` holds nothing but what ShardWriter writes: a foreign folder is never deleted."""
+    """Raise unless `folder` holds nothing but what a writer writes: a foreign folder is never deleted."""
     foreign = None if folder.is_dir() else folder.name
     for entry in folder.iterdir() if foreign is None else ():
         if entry.name != "index.json" and not SHARD_NAME.fullmatch(entry.name):
