@@ -97,6 +97,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "awkward_driver.py").write_text(DRIVERS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "awkward_driver", raising=False)  # that of another test, in another folder
     return tmp_path
 
 
