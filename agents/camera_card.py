@@ -98,8 +98,8 @@ def run_camera_card(args: CameraCard) -> None:
     """Copy the model and write the texts.
 
     Raises:
-        ValueError: a run is not finished or of another command, the figures are of other weights or of clips that were not held
-            out, or the README has no place for the table.
+        ValueError: a run is not finished or of another command, the figures are of other weights or of clips that were not kept
+            apart from its data, or the README has no place for the table.
     """
     training, fidelity = finished_record(args.training, "train camera"), finished_record(args.fidelity, "fidelity camera")
     _check_fit(args, training, fidelity)
@@ -171,13 +171,15 @@ def camera_table(record: Mapping[str, Any]) -> str:
 
 
 def _check_fit(args: CameraCard, training: Mapping[str, Any], fidelity: Mapping[str, Any]) -> None:
-    """Refuse figures of other weights, or on clips that the training has not held out."""
+    """Refuse figures of other weights, or on clips that were kept apart from other data than the camera was trained on."""
     if fidelity["results"].get("weights_checksum") != camera_checksum(args.training / "model"):
         raise ValueError(
             f"{args.fidelity}: scored other weights than those of {args.training}: run "
             f"`worldloop fidelity camera --weights {args.training / 'model'}` on the validation clips"
         )
-    held_out = [without_folders(source) for source in training["arguments"]["validation"]]
-    for source in fidelity["arguments"]["validation"]:
-        if without_folders(source) not in held_out:
-            raise ValueError(f"{args.fidelity}: scored {source}, wanted clips that the training held out: {', '.join(held_out)}")
+    trained, known = (set(map(without_folders, run["arguments"]["data"])) for run in (training, fidelity))
+    if trained != known:  # `fidelity camera` has seen to it that its clips share no frame with these
+        raise ValueError(
+            f"{args.fidelity}: kept its clips apart from {', '.join(sorted(known))}, the camera was trained on "
+            f"{', '.join(sorted(trained))}: run `worldloop fidelity camera` with these as --data"
+        )

@@ -157,6 +157,11 @@ def test_the_whole_way_to_a_shipped_camera(trained: Path, tmp_path: Path) -> Non
     (tmp_path / "other" / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="scored other weights"):
         run_camera_card(replace(card, fidelity=tmp_path / "other"))
+    record = json.loads((out / "run.json").read_text())
+    record["arguments"]["data"] = ["elsewhere/some"]
+    (tmp_path / "other" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="kept its clips apart from some, the camera was trained on train"):
+        run_camera_card(replace(card, fidelity=tmp_path / "other"))
 
 
 def test_clips_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> None:
