@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from worldloop.agents.cli import main
-from worldloop.worldmodel.data import DataError, Skipped
+from worldloop.worldmodel.data import DataError, Skipped, images
 from worldloop.worldmodel.data.clips import Clip, ClipDataset
 from worldloop.worldmodel.data.frames import read_file
 from worldloop.worldmodel.data.images import decode, resize
@@ -29,6 +29,20 @@ def recording(folder: Path, numbers: list[int], ending: str = "png", rate: float
     if rate is not None:
         (folder / "clip.json").write_text(json.dumps({"rate": rate}))
     return folder / "actions.csv"
+
+
+def test_large_pictures_are_resized_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures of 24 pixels where 50 may be at hand: two together, and the frames are those of all at once."""
+    recording(tmp_path / "drive", list(range(5)))
+    names = [f"frame_{number:06d}.png" for number in range(5)]
+    read = lambda name: (tmp_path / "drive" / name).read_bytes()  # noqa: E731
+    together = images.read_frames(names, read, "drive", (2, 3))
+    at_hand = []
+    resize = images.resize
+    monkeypatch.setattr(images, "MOST_PIXELS", 50)
+    monkeypatch.setattr(images, "resize", lambda frames, *size: at_hand.append(len(frames)) or resize(frames, *size))
+    assert torch.equal(images.read_frames(names, read, "drive", (2, 3)), together)
+    assert at_hand == [2, 2, 1]
 
 
 def test_a_recording_becomes_clips_between_its_gaps(tmp_path: Path):

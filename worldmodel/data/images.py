@@ -20,7 +20,7 @@ MOST_PIXELS = 2**24
 MOST_BYTES = 2**30
 """Of one clip, which is held in memory."""
 AT_ONCE = 32
-"""Frames that are resized together."""
+"""Frames that are resized together, at the most: fewer where they have more than MOST_PIXELS in all."""
 
 
 def decode(content: bytes, name: str) -> Tensor:
@@ -79,7 +79,7 @@ def read_frames(names: Sequence[str], read: Callable[[str], bytes], place: str, 
         DataError: one of them cannot be read, or their sizes differ, or they take more than `MOST_BYTES`.
     """
     parts, waiting, first = [], [], None
-    for name in names:
+    for number, name in enumerate(names, 1):
         frame = decode(read(name), f"{place}: {name}")
         first = frame.shape if first is None else first
         if frame.shape != first:
@@ -90,7 +90,7 @@ def read_frames(names: Sequence[str], read: Callable[[str], bytes], place: str, 
             what = f"a clip of {len(names)} frames of {width} x {height} takes {bytes_wanted / 2**30:.1f} GiB"
             raise DataError(f"{place}: {what}: make it smaller (--height, --width) or shorter (--longest)")
         waiting.append(frame)
-        if len(waiting) == AT_ONCE or len(names) == len(waiting) + AT_ONCE * len(parts):
+        if number == len(names) or len(waiting) >= min(AT_ONCE, MOST_PIXELS // (first[0] * first[1])):
             parts.append(resize(torch.stack(waiting), height, width))
             waiting = []
     return torch.cat(parts)
