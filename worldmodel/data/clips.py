@@ -48,7 +48,7 @@ class Clip:
         action: (T, D) float32; row t is what was done while frame t was seen, and leads to frame t + 1.
         action_names: the D names.
         rate: frames a second (Hz).
-        first: number of the first frame within its recording.
+        first: number of the first frame within its recording, as the recording counts them.
         layout: (T, H, W, L) uint8, what is where in the frames, with L `layout_names`; None where nobody knows.
         pose: numbers that say where the camera is and how it looks, in the order that its maker uses; () where unknown.
         appearance: name of the light and the weather, "" where unknown.

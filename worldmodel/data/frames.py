@@ -61,7 +61,7 @@ def read_file(
             continue
         for piece in pieces(run, longest):
             frames = read_frames([pictures[numbers[t]] for t in piece], lambda n: (folder / n).read_bytes(), str(folder), size)
-            yield Clip(f"{recording}/{made:04d}", frames, actions[piece.start : piece.stop], names, rate, piece.start)
+            yield Clip(f"{recording}/{made:04d}", frames, actions[piece.start : piece.stop], names, rate, numbers[piece.start])
             made += 1
 
 
