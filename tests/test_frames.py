@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from worldloop.agents.cli import main
 from worldloop.worldmodel.data import DataError, Skipped, images
-from worldloop.worldmodel.data.clips import Clip, ClipDataset
+from worldloop.worldmodel.data.clips import Clip, ClipDataset, ClipWriter
 from worldloop.worldmodel.data.frames import read_file
 from worldloop.worldmodel.data.images import decode, resize
+from worldloop.worldmodel.data.importing import import_clips
 
 
 def recording(folder: Path, numbers: list[int], ending: str = "png", rate: float | None = 10) -> Path:
@@ -222,3 +223,37 @@ def test_the_command_refuses(words: list[str], message: str, tmp_path: Path, mon
     assert message in " ".join(capsys.readouterr().err.split())
     assert not Path("set").exists()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "in" not in path.parts]
+
+
+def test_a_recording_that_breaks_later_keeps_what_stands_before(tmp_path: Path):
+    file = recording(tmp_path / "in" / "a", list(range(6)))
+    (file.parent / "frame_000004.png").write_bytes(b"broken")
+    done = import_clips("frames", tmp_path / "in", tmp_path / "set", longest=2, skip_broken=True)
+    assert ClipDataset(tmp_path / "set").ids == ("a/0000", "a/0001")
+    assert done.counts == {"clips": 2, "frames": 4}
+    assert done.broken[0].reason.endswith("(what was read of it before, 2, is kept)")
+
+
+def test_a_recording_unlike_those_before_it_counts_as_broken(tmp_path: Path):
+    recording(tmp_path / "in" / "a", [1, 2])
+    other = recording(tmp_path / "in" / "b", [1, 2])
+    for number in (1, 2):
+        Image.new("RGB", (5, 5)).save(other.parent / f"frame_{number:06d}.png")
+    recording(tmp_path / "in" / "c", [1, 2])
+    with pytest.raises(DataError, match="b: clip b/0000 has the height 5, those before it 4"):
+        import_clips("frames", tmp_path / "in", tmp_path / "set")
+    done = import_clips("frames", tmp_path / "in", tmp_path / "set", skip_broken=True)
+    assert ["clip b/0000 has the height 5" in broken.reason for broken in done.broken] == [True]
+    assert ClipDataset(tmp_path / "set").ids == ("a/0000", "c/0000")
+    assert done.counts == {"clips": 2, "frames": 4}
+
+
+def test_a_full_disk_is_no_fault_of_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    recording(tmp_path / "in" / "a", [1, 2])
+    monkeypatch.setattr(ClipWriter, "add", full)
+    with pytest.raises(OSError, match="no space left"):
+        import_clips("frames", tmp_path / "in", tmp_path / "set", skip_broken=True)
+    assert not (tmp_path / "set").exists()

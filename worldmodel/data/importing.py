@@ -12,7 +12,7 @@ import torch
 
 from ..scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from . import find_files, reader
-from .clips import LONGEST, ClipDataset, ClipWriter, recording_of
+from .clips import LONGEST, Clip, ClipDataset, ClipWriter, recording_of
 from .shards import DataError, SceneDataset, Skipped
 from .writing import ShardWriter
 
@@ -62,7 +62,8 @@ def import_scenes(
         source: where the files lie.
         destination: folder to make; an interrupted import leaves at most `<destination>.partial`, which the next one removes.
         overwrite: replace a data set that is there already.
-        skip_broken: go on where a file breaks, with what was read of it before, and tell which in `broken`.
+        skip_broken: go on where a file breaks or does not go with those before it, with what was read of it before, and tell
+            which in `broken`.
         progress: is called with (files done, files in all, name of the file at hand) before every file and at the end.
 
     Raises:
@@ -73,11 +74,14 @@ def import_scenes(
     broken: list[Skipped] | None = [] if skip_broken else None
     counts = {"scenes": 0, "agents": 0, "agent_steps": 0}
     with ShardWriter(destination, overwrite=overwrite) as writer:
-        for file, scene in _items(files, read, skipped, broken, progress):
+
+        def keep(file: Path, scene: Scene) -> None:
             writer.add(scene, source=file.name)
             counts["scenes"] += len(scene)
             counts["agents"] += int(scene.valid.any(dim=-1).sum())
             counts["agent_steps"] += int(scene.valid.sum())
+
+        _take(files, read, keep, skipped, broken, progress)
     seconds = time.perf_counter() - start
     return Imported(Path(destination), len(files), counts, tuple(skipped), tuple(broken or ()), tuple(writer.notices), seconds)
 
@@ -119,52 +123,61 @@ def import_clips(
     broken: list[Skipped] | None = [] if skip_broken else None
     counts = {"clips": 0, "frames": 0}
     with ClipWriter(destination, overwrite=overwrite) as writer:
-        for file, clip in _items(files, lambda f: module.read_file(f, size, rate, longest), skipped, broken, progress):
+
+        def keep(file: Path, clip: Clip) -> None:
             writer.add(clip, source=file.name if file.suffix == ".tar" else file.parent.resolve().name)
             counts["clips"] += 1
             counts["frames"] += len(clip)
             tell(files.index(file), len(files), f"{clip.id}, {counts['frames']} frames")
+
+        _take(files, lambda file: module.read_file(file, size, rate, longest), keep, skipped, broken, progress)
     seconds = time.perf_counter() - start
     return Imported(Path(destination), len(files), counts, tuple(skipped), tuple(broken or ()), tuple(writer.notices), seconds)
 
 
-def _items(
+def _take(
     files: Sequence[Path],
     read: Callable[[Path], Iterator[Any]],
+    keep: Callable[[Path, Any], None],
     skipped: list[Skipped],
     broken: list[Skipped] | None,
     progress: Tell | None,
-) -> Iterator[tuple[Path, Any]]:
-    """Yield what the files hold, each with its file; what is left out goes into `skipped`.
+) -> None:
+    """Hand what the files hold to `keep`, each with its file; what is left out goes into `skipped`.
 
-    Broken files go into `broken`; where that is None, an error is raised, and so it is where nothing could be read of any.
+    Files that break, or of which `keep` refuses something, go into `broken`; where that is None, an error is raised, and so it is
+    where all broke and nothing could be kept of any.
     """
-    kept = False
+    total = 0
     for done, file in enumerate(files):
         if progress:
             progress(done, len(files), file.name)
-        for found in read(file) if broken is None else _until_broken(read(file), file, broken):
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            else:
-                kept = True
-                yield file, found
-    if broken and len(broken) == len(files) and not kept:
+        count = 0
+        try:
+            for found in _parts(read, file):
+                if isinstance(found, Skipped):
+                    skipped.append(found)
+                else:
+                    keep(file, found)
+                    count += 1
+        except ValueError as error:
+            if broken is None:
+                raise
+            kept = f" (what was read of it before, {count}, is kept)" if count else ""
+            broken.append(Skipped(file.name, " ".join(str(error).split()) + kept))
+        total += count
+    if broken and len(broken) == len(files) and not total:
         raise DataError(f"of {len(files)} files all are broken, the first one: {broken[0].reason}")
     if progress:
         progress(len(files), len(files), "")
 
 
-def _until_broken(parts: Iterator[Any], file: Path, broken: list[Skipped]) -> Iterator[Any]:
-    """Yield what can be read of a file; where that ends in an error, note it in `broken`."""
-    count = 0
+def _parts(read: Callable[[Path], Iterator[Any]], file: Path) -> Iterator[Any]:
+    """Yield what a file holds; that the system cannot read it is a DataError, unlike a disk to which nothing can be written."""
     try:
-        for found in parts:
-            yield found if isinstance(found, Skipped) else found.validate()
-            count += 1
-    except (ValueError, OSError) as error:  # no such file, no scene, or no disk any more
-        kept = f" (what was read of it before, {count}, is kept)" if count else ""
-        broken.append(Skipped(file.name, " ".join(str(error).split()) + kept))
+        yield from read(file)
+    except OSError as error:
+        raise DataError(str(error)) from error
 
 
 def split(id: str) -> str:
