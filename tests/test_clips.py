@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scenes import several_roads
 from worldloop.worldmodel.data import DataError, SceneDataset, clips
 from worldloop.worldmodel.data.clips import Clip, ClipDataset, ClipWriter, holds_clips, pieces, runs
@@ -215,6 +217,34 @@ def test_an_index_that_does_not_fit_is_refused(written: Path, change: dict, mess
     (written / "index.json").write_text(json.dumps(index | change))
     with pytest.raises(DataError, match=message):
         ClipDataset(written).window(0)
+
+
+def test_clips_of_one_number_in_different_shards_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clips, "SHARD_BYTES", 1)
+    made = make("hand/0000", 8), make("hand/0001", 8, 10)
+    folder = write(tmp_path / "set", *made)
+    index, second = json.loads((folder / "index.json").read_text()), folder / "shard-00001.safetensors"
+    with safe_open(second, framework="pt") as shard:
+        stored, header = {key.replace("1/", "0/"): shard.get_tensor(key) for key in shard.keys()}, shard.metadata()  # noqa: SIM118
+    save_file(stored, second, metadata=header)
+    index["clips"][1]["number"] = 0
+    (folder / "index.json").write_text(json.dumps(index))
+    dataset = ClipDataset(folder)
+    assert all(same(dataset.window(number), clip) for number, clip in enumerate(made))
+    index["clips"][1]["crc32"] += 1
+    (folder / "index.json").write_text(json.dumps(index))
+    dataset = ClipDataset(folder)
+    dataset.window(0)
+    with pytest.raises(DataError, match="hand/0001 is damaged"):
+        dataset.window(1)
+
+
+@pytest.mark.parametrize("data", [ClipDataset, SceneDataset])
+def test_an_index_nested_without_end_is_refused(tmp_path: Path, data: type):
+    (tmp_path / "index.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"index\.json: is no JSON"):
+        data(tmp_path)
+    assert not holds_clips(tmp_path)
 
 
 def test_a_truncated_shard_is_named(written: Path):

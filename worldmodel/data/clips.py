@@ -304,6 +304,6 @@ def holds_clips(place: str | Path) -> bool:
     folder = Path(place) if Path(place).exists() else Path(str(place).partition(":")[0])
     try:
         index = json.loads((folder / "index.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(index, dict) and index.get("format") == "worldloop clips"

@@ -208,7 +208,7 @@ def _read_index(folder: Path, item: str, version: int, wanted: dict[str, type]) 
         )
     try:
         index = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: is no JSON ({error}): import the data again") from error
     _check_header(index, file, item, version)
     entries = index.get(f"{item}s")
@@ -238,7 +238,7 @@ def _open_shard(file: Path, item: str, version: int) -> Any:
         raise DataError(f"{file}: cannot be read ({error}): import the data again") from error
     try:
         header = json.loads((shard.metadata() or {}).get("worldloop", "null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: has an unreadable header ({error}): import the data again") from error
     _check_header(header, file, item, version)
     return shard
