@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from ..worldmodel.camera import WEIGHTS_FILE, camera_checksum, load_camera
-from ..worldmodel.files import replacing, write_text
-from .records import finished_record, renew_text, without_folders
+from ..worldmodel.files import write_text
+from .records import finished_record, renew_text, ship, without_folders
 
 BEGIN, END = "<!-- {name} table: written by `worldloop card camera` -->", "<!-- end of the {name} table -->"
 """Between these lines of a README the table of a camera is put; the name is that of its folder."""
@@ -131,10 +130,7 @@ def run_camera_card(args: CameraCard) -> None:
     )
     if args.readme is not None:
         renew_text(args.readme, BEGIN.format(name=args.folder.name), END.format(name=args.folder.name), table)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", WEIGHTS_FILE):
-        with replacing(args.folder / name) as partial:
-            shutil.copyfile(args.training / "model" / name, partial)
+    ship(args.training / "model", args.folder, ("config.json", WEIGHTS_FILE))
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 

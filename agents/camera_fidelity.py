@@ -34,7 +34,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..renderers.curves import plot_lines
-from ..renderers.video import contact_sheet, write_picture
+from ..renderers.video import contact_sheet, write_picture, write_video
 from ..worldmodel.camera import CameraModel, camera_checksum, load_camera, to_bytes
 from ..worldmodel.camera_windows import Window, require_apart, require_fit, roll
 from ..worldmodel.data.clips import Clip, ClipDataset
@@ -74,8 +74,8 @@ SHOWN = 6
 class CameraFidelity:
     """Measure whether a learned camera follows actions and layouts, and whether it drifts.
 
-    Prints a table and writes a run folder with run.json, actions.csv (every action, commanded and read), films.png (recorded
-    above, painted below), drift.png and, of the first film, film.mp4.
+    Prints a table and writes a run folder with run.json, actions.csv (every action, commanded and read), films.png,
+    long_films.png and film.mp4 (recorded above, painted below; the last of the first film), drift.png.
 
     Example: worldloop fidelity camera --data clips/made --validation clips/held --out runs/camera-fidelity
     """
@@ -273,36 +273,15 @@ def measure(
     """Train the readers, paint the films, read them; write the pictures into `folder` and return all figures."""
     generator = seeded_generator(args.seed, "camera fidelity")
     torch.manual_seed(args.seed)
-    names, layouts = list(model.config["actions"]), data[0].layout_names
-    reader = ActionReader(len(names), *data[0].size)
-    actions = torch.cat([dataset.actions() for dataset in data])
-    reader.mean.copy_(actions.mean(0))
-    reader.scale.copy_(actions.std(0).clamp(min=1e-3))
-    bar = progress.add_task("reading actions", total=args.reader_steps)
-
-    def action_batch(draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        dataset = data[int(torch.randint(len(data), (), generator=draw))]
-        return dataset.sample(draw, 32, READ_FRAMES)
-
-    train_reader(reader, action_batch, args.reader_steps, generator, lambda: progress.advance(bar))
-    past = int(model.config["past"])
-    clips = choose(held_out, args.films, args.frames + past, generator)
+    reader = learn_actions(data, args.reader_steps, generator, progress)
+    clips = choose(held_out, args.films, args.frames + int(model.config["past"]), generator)
     key = torch.randint(2**62, (args.films,), generator=generator)
     films = paint(model, clips, key, args.steps)
     others = paint(model, clips, key, args.steps, instead=others_of(clips))
     hidden = paint(model, clips, key, args.steps, told=False)
-    results: dict[str, Any] = {"actions": follow(reader, films, others, hidden, names, folder)}
-    if layouts:
-        finder = VehicleFinder()
-        bar = progress.add_task("finding vehicles", total=args.reader_steps)
-
-        def vehicle_batch(draw: torch.Generator) -> tuple[Tensor, Tensor]:
-            dataset = data[int(torch.randint(len(data), (), generator=draw))]
-            shown = dataset.sample_clips(draw, 24, 1)
-            layout = torch.stack([clip.layout for clip in shown if clip.layout is not None])[:, 0]
-            return torch.stack([clip.frames[0] for clip in shown]), layout[..., VEHICLE] > 127
-
-        train_reader(finder, vehicle_batch, args.reader_steps, generator, lambda: progress.advance(bar))
+    results: dict[str, Any] = {"actions": follow(reader, films, others, hidden, data[0].action_names, folder)}
+    if data[0].layout_names and films.layout.shape[-1]:
+        finder = learn_vehicles(data, args.reader_steps, generator, progress)
         wanted = vehicles(films.layout)
         shares = {
             "painted": (films.painted, wanted),
@@ -320,8 +299,40 @@ def measure(
         "recorded to recorded": frechet_distance(reference[:half].flatten(0, 1), reference[half:].flatten(0, 1)),
     }
     show(films, folder / "films.png")
+    moments = zip(films.recorded[0], films.painted[0], strict=True)
+    write_video(
+        folder / "film.mp4", (contact_sheet([enlarged(f) for f in pair], columns=1) for pair in moments), model.config["rate"]
+    )
     results["drift"] = measure_drift(model, reader, held_out, args, folder, generator, progress)
     return results
+
+
+def learn_actions(data: Sequence[ClipDataset], steps: int, generator: torch.Generator, progress: Progress) -> ActionReader:
+    """Return a reader of actions, trained on recorded frames."""
+    actions = torch.cat([dataset.actions() for dataset in data])
+    reader = ActionReader(actions.shape[1], *data[0].size)
+    reader.mean.copy_(actions.mean(0))
+    reader.scale.copy_(actions.std(0).clamp(min=1e-3))
+    bar = progress.add_task("reading actions", total=steps)
+
+    def batch(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        return data[int(torch.randint(len(data), (), generator=draw))].sample(draw, 32, READ_FRAMES)
+
+    train_reader(reader, batch, steps, generator, lambda: progress.advance(bar))
+    return reader
+
+
+def learn_vehicles(data: Sequence[ClipDataset], steps: int, generator: torch.Generator, progress: Progress) -> VehicleFinder:
+    """Return a finder of vehicles, trained on recorded frames and their layouts."""
+    finder, bar = VehicleFinder(), progress.add_task("finding vehicles", total=steps)
+
+    def batch(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        shown = data[int(torch.randint(len(data), (), generator=draw))].sample_clips(draw, 24, 1)
+        layout = torch.cat([clip.layout for clip in shown if clip.layout is not None])
+        return torch.cat([clip.frames for clip in shown]), layout[..., VEHICLE] > 127
+
+    train_reader(finder, batch, steps, generator, lambda: progress.advance(bar))
+    return finder
 
 
 def late(action: Tensor) -> Tensor:
@@ -410,24 +421,23 @@ def measure_drift(
     }
 
 
+def enlarged(frame: Tensor) -> np.ndarray:
+    """Return a frame (H, W, 3) at twice its size, its pixels as they are."""
+    return frame.numpy().repeat(2, axis=0).repeat(2, axis=1)
+
+
 def show(films: Films, path: Path) -> None:
     """Draw some frames of the first films, recorded above and painted below."""
     count = films.painted.shape[1]
     at = [round(share * (count - 1)) for share in np.linspace(0, 1, SHOWN)]
-    cells = [
-        side[row, frame].numpy()
-        for row in range(min(4, len(films.painted)))
-        for side in (films.recorded, films.painted)
-        for frame in at
-    ]
-    write_picture(path, contact_sheet([np.kron(cell, np.ones((2, 2, 1), np.uint8)) for cell in cells], columns=SHOWN))
+    rows = range(min(4, len(films.painted)))
+    cells = [enlarged(side[row, frame]) for row in rows for side in (films.recorded, films.painted) for frame in at]
+    write_picture(path, contact_sheet(cells, columns=SHOWN))
 
 
 def print_table(results: dict[str, Any], console: Console) -> None:
     """Print all figures."""
-    table = Table(
-        "action", "painted", "recorded", "told otherwise", "shuffled", "error", "error recorded", "frames late", box=SIMPLE_HEAD
-    )
+    table = Table("action", *next(iter(results["actions"].values())), box=SIMPLE_HEAD)
     table.caption = "correlation of the action read in frames with the one commanded, and the mean error"
     for name, row in results["actions"].items():
         table.add_row(name, *("none" if value is None else f"{value:.3g}" for value in row.values()))

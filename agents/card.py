@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from ..worldmodel.behavior import BehaviorModel
-from ..worldmodel.files import replacing, write_text
+from ..worldmodel.files import write_text
 from ..worldmodel.run import read_metrics
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
 from .bootstrap import cell
-from .records import finished_record, renew_text, training_stages, without_folders
+from .records import finished_record, renew_text, ship, training_stages, without_folders
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
 
@@ -129,14 +128,8 @@ def run_card(args: Card) -> None:
     )
     if args.readme is not None:
         renew_text(args.readme, BEGIN, END, table)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for name in MODEL_FILES:
-        with replacing(args.folder / name) as partial:
-            shutil.copyfile(args.training / "model" / name, partial)
-    if calibrated:
-        with replacing(args.folder / CALIBRATION_FILE) as partial:
-            shutil.copyfile(args.training / "model" / CALIBRATION_FILE, partial)
-    else:
+    ship(args.training / "model", args.folder, (*MODEL_FILES, *([CALIBRATION_FILE] if calibrated else [])))
+    if not calibrated:
         (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))

@@ -76,7 +76,7 @@ class Endurance:
     scenes: tuple[str, ...]
     """Folders of data sets, FOLDER:GLOB for some of their scenes, or demo for the shipped ones."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one; small and large name those shipped in other sizes."""
+    """Folder of a trained behaviour model, instead of the shipped one."""
     rollouts: int = 4
     """Futures for each scene."""
     limit: int | None = None

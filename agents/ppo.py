@@ -20,22 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributions import Normal
 
 from ..envs.vector import DriveVectorEnv
 from ..renderers.curves import plot_lines
-from ..worldmodel.files import write_tensors
+from ..worldmodel.checkpoint import read_checkpoint, write_checkpoint
 from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, seeded_generator, start_run
 from .crew import open_named_world
 from .network import TERMINATE_ON, DriverNetwork, as_tensors, open_training, score
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -219,11 +215,8 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors["generator"] = self.generator.get_state()
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        write_tensors(folder / CHECKPOINT, tensors, {"update": str(self.update), "best": repr(self.best)})
+        header = {"update": str(self.update), "best": repr(self.best)}
+        write_checkpoint(folder, {"network": self.network}, self.optimizer, self.generator, header)
 
     def load(self, folder: Path) -> None:
         """Go on from the folder's checkpoint.
@@ -231,22 +224,8 @@ class Trainer:
         Raises:
             ValueError: there is none, or it is broken or of other sizes.
         """
-        path = folder / CHECKPOINT
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                header = file.metadata()
-            part = lambda head: {n.removeprefix(head): t for n, t in tensors.items() if n.startswith(head)}  # noqa: E731
-            self.network.load_state_dict(part("network."))
-            self.update, self.best = int(header["update"]), float(header["best"])
-        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-            raise ValueError(f"{path}: cannot resume from it ({str(error).splitlines()[0]}): start afresh") from error
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        self.generator.set_state(tensors["generator"])
+        header = read_checkpoint(folder, {"network": self.network}, self.optimizer, self.generator)
+        self.update, self.best = int(header["update"]), float(header["best"])
 
 
 def run_ppo(args: Ppo) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..worldmodel.files import write_text
+from ..worldmodel.files import replacing, write_text
 
 
 def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
@@ -46,6 +47,14 @@ def without_folders(value: Any) -> Any:
         place, colon, rest = value.partition(":")
         return Path(place).name + colon + rest
     return value
+
+
+def ship(source: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copy files of a trained model into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with replacing(folder / name) as partial:
+            shutil.copyfile(source / name, partial)
 
 
 def renew_text(readme: Path, begin: str, end: str, text: str) -> None:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Info = dict[str, Any]
 
-FIRST_STEPS = 8
-"""Euler steps of an imagined first frame, which has no past to lean on."""
-
 
 class CameraVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` copies of `worldloop/Camera-v0`, painted as one batch; see `CameraEnv` for what they do.
@@ -145,7 +142,7 @@ class CameraVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _begin(self, rows: list[int], clip: Any) -> None:
         """Start episodes in `rows`: from a recording's frames, or from a frame that the camera imagines."""
-        from ..worldmodel.camera import Footage, to_bytes
+        from ..worldmodel.camera import FIRST_STEPS, Footage, to_bytes
 
         limits = np.iinfo(np.int64)
         key = torch.tensor([int(self.generators[row].integers(limits.min, limits.max)) for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cameras import NEARNESS, TINY, VEHICLE, moving_square
+from rich.console import Console
 from worldloop.agents.camera_card import CameraCard, run_camera_card
 from worldloop.agents.camera_fidelity import (
     CameraFidelity,
@@ -20,6 +22,7 @@ from worldloop.agents.camera_fidelity import (
     follow,
     found_share,
     joined,
+    print_table,
     run_camera_fidelity,
     vehicles,
 )
@@ -133,9 +136,21 @@ def test_correlation_and_joined_clips(trained: Path) -> None:
         choose([dataset], 1, 50, torch.Generator())
 
 
+def test_the_table_has_each_figure_under_its_name() -> None:
+    told = {"painted": 0.91, "told otherwise": None, "action hidden": 0.12, "error": 3.4, "frames late": 2}
+    drift = {"frames": 300, "colour": {"first": 1.0, "last": 2.0, "ratio": 2.0}}
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_table({"actions": {"steering": told}, "distance": {"painted to recorded": 1.5}, "drift": drift}, console)
+    lines = console.export_text().splitlines()
+    header, row = (next(line for line in lines if text in line) for text in ("painted", "steering"))
+    for name, value in (("painted", "0.91"), ("told otherwise", "none"), ("action hidden", "0.12"), ("frames late", "2")):
+        assert row.index(value, header.index(name) - 1) == header.index(name)
+    assert any("colour: first 1.000, last 2.000 (2.00 x)" in line for line in lines)
+
+
 def test_the_whole_way_to_a_shipped_camera(trained: Path, tmp_path: Path) -> None:
     out = run_camera_fidelity(asked(trained, tmp_path / "fidelity"))
-    assert {"run.json", "actions.csv", "films.png", "long_films.png", "drift.png"} <= {f.name for f in out.iterdir()}
+    assert {"run.json", "actions.csv", "films.png", "film.mp4", "long_films.png", "drift.png"} <= {f.name for f in out.iterdir()}
     results = json.loads((out / "run.json").read_text())["results"]
     assert set(results["actions"]) == {"steering", "throttle"}
     assert results["vehicles"]["painted"]["count"] > 0

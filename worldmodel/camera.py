@@ -49,6 +49,9 @@ LARGEST_LATENT = 3.0
 PAST_LEVEL = 0.1
 """Standard deviation of the noise on past latents when frames are made (they have about one themselves)."""
 
+FIRST_STEPS = 8
+"""Euler steps of an imagined first frame, which has no past to lean on."""
+
 MOTIONS = ("acceleration", "curvature", "speed", "yaw_rate")
 """What a driving camera is told of the ego's motion between two frames: m/s2, 1/m, m/s at its end, radians/s."""
 
@@ -181,10 +184,8 @@ class CameraModel(ModelMixin, ConfigMixin):
         super().__init__()
         if height % 16 or width % 16 or min(height, width) < 16:
             raise ValueError(f"height {height}, width {width}: wanted multiples of 16")
-        if not len(actions) == len(action_mean) == len(action_scale):
-            raise ValueError(
-                f"{len(actions)} actions, {len(action_mean)} means, {len(action_scale)} scales: wanted as many of each"
-            )
+        if {len(each) for each in (action_mean, action_scale, action_low, action_high)} != {len(actions)}:
+            raise ValueError(f"actions {tuple(actions)}: wanted as many means, scales, lows and highs")
         features = 64 if layout_channels else 0
         inputs = latent_channels * (past + 1) + past + features
         self.autoencoder = _autoencoder(autoencoder_channels, latent_channels)
@@ -294,9 +295,8 @@ class Footage(TensorBatch):
         """Return the memory of `count` cameras that have seen nothing yet: their first frame is imagined."""
         config = cast(Any, model.config)
         code = torch.full((count, config.past, *model.latent_shape), 128, dtype=torch.uint8)
-        return cls(
-            code, torch.zeros(code.shape[:2], dtype=torch.bool), torch.tensor(config.action_mean).repeat(*code.shape[:2], 1)
-        )
+        known, done = torch.zeros(code.shape[:2], dtype=torch.bool), torch.tensor(config.action_mean)
+        return cls(code, known, done.repeat(*code.shape[:2], 1))
 
     def add(self, code: Tensor, done: Tensor | None = None) -> Footage:
         """Return the memory with one more latent (N, c, h, w) uint8 and what led to it, (N, D); the oldest is forgotten."""
@@ -394,9 +394,6 @@ class LearnedCamera:
         steps: Euler steps for each frame.
     """
 
-    FIRST_STEPS = 8
-    """Euler steps of the first frame, which has no past to lean on."""
-
     def __init__(self, rig: Rig | None = None, appearance: str = "day", model: CameraModel | None = None, steps: int = 2):
         """Open the model.
 
@@ -421,7 +418,7 @@ class LearnedCamera:
 
     def begin(self, state: State) -> Sight:
         """See `SceneCamera.begin`: the first frames are imagined from the layout alone."""
-        return self._paint(state, Footage.blank(self.model, len(state) * len(self.rig)), None, self.FIRST_STEPS)
+        return self._paint(state, Footage.blank(self.model, len(state) * len(self.rig)), None, FIRST_STEPS)
 
     def follow(self, sight: Sight, state: State, action: Tensor) -> Sight:
         """See `SceneCamera.follow`; what the ego really did counts, not the action that it was given."""

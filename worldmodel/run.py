@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -119,6 +119,41 @@ def require_same_inputs(path: Path, record: Mapping[str, Any], inputs: Mapping[s
                 f"{path}: {name} has changed since that run (sha256 {digest[:12]} then, {inputs[name][:12]} now), so rows would "
                 "not agree: put back what was there, or start a new run"
             )
+
+
+def require_new(folder: Path, resume: bool) -> None:
+    """Refuse the folder of a training that is not to be gone on with, if it is taken.
+
+    Raises:
+        FileExistsError: it holds a training already, or anything else.
+    """
+    if resume:
+        return
+    if (folder / "run.json").is_file():
+        raise FileExistsError(f"{folder}: holds a training already: go on with it by --resume, or name another place")
+    require_free(folder)
+
+
+@contextmanager
+def training_run(
+    folder: Path, command: str, arguments: Mapping[str, Any], seed: int, step: int, say: Callable[[str], None]
+) -> Iterator[Run]:
+    """Open the run of a training, new or, where `arguments` say resume, at `step`; interrupted it says so and how to go on.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: see `start_run` and `resume_run`.
+    """
+    if arguments["resume"]:
+        run = resume_run(folder, step, arguments, free=("resume", "steps", "evaluate_every"))
+    else:
+        run = start_run(folder, command, json.loads(json.dumps(dict(arguments), default=str)), seed)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.record["status"] = "interrupted"
+        run.checkpoint()
+        say("go on with it by the same command and --resume")
+        raise
 
 
 @contextmanager

@@ -10,7 +10,6 @@ The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to r
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from .checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from .data.shards import SceneDataset
 from .files import replacing
 from .open_loop import min_average_displacement, simulate
-from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
+from .run import Run, read_metrics, require_new, seeded_generator, training_run
 from .scene import DERIVED, AgentKind, PolylineKind, Scene, stack
 from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, disturbed
 from .vocabulary import build_vocabulary, collect_motions
@@ -397,11 +396,7 @@ def main(args: Args) -> Path:
     if shared := trained & kept:
         told = f"{len(shared)} scenes, or what was made of them, are in both --data and --validation"
         raise ValueError(f"{told}, such as {min(shared)}")
-    if not args.resume and (args.out / "run.json").is_file():
-        raise FileExistsError(f"{args.out}: holds a training already: go on with it by --resume, or name another place")
-    if not args.resume:
-        require_free(args.out)
-    recorded = json.loads(json.dumps(asdict(args), default=str))
+    require_new(args.out, args.resume)
     if args.resume and (args.out / CHECKPOINT).is_file():
         trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
         trainer.load(args.out)
@@ -412,26 +407,19 @@ def main(args: Args) -> Path:
     else:
         trainer = Trainer(args, new_model(args, find_vocabulary(sources, args)))
     sources = [replace(source, dataset=source.dataset.share(args.share, args.seed)) for source in sources]
-    if args.resume:
-        run = resume_run(args.out, trainer.step, recorded, free=("resume", "steps", "evaluate_every"))
-    else:
-        run = start_run(args.out, "train behavior", recorded, args.seed)
     columns = (
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
-    with Progress(*columns) as progress:
+    with (
+        Progress(*columns) as progress,
+        training_run(args.out, "train behavior", asdict(args), args.seed, trainer.step, progress.console.print) as run,
+    ):
         bar = progress.add_task("training", total=args.steps, completed=trainer.step, loss=math.nan)
         show = lambda loss: progress.update(bar, advance=1, loss=loss)  # noqa: E731
-        try:
-            results = _loop(trainer, sources, held_out, run, show, progress.console.print)
-        except KeyboardInterrupt:
-            run.record["status"] = "interrupted"
-            run.checkpoint()
-            progress.console.print(f"go on with it by the same command and --resume (checkpoint every {SAVE_EVERY} steps)")
-            raise
+        results = _loop(trainer, sources, held_out, run, show, progress.console.print)
     run.finish(results)
     return args.out / "model"
 

@@ -27,7 +27,7 @@ from .camera_windows import Clips, conditions, require_apart, require_fit, roll,
 from .checkpoint import CHECKPOINT, read_checkpoint, read_header, write_checkpoint
 from .data.clips import ClipDataset
 from .files import replacing
-from .run import Run, read_metrics, require_free, resume_run, seeded_generator, start_run
+from .run import Run, read_metrics, require_new, seeded_generator, training_run
 
 SAVE_EVERY = 250
 """Steps between two checkpoints: what a kill may cost."""
@@ -353,30 +353,24 @@ def main(args: Args) -> Path:
         config = json.loads(read_header(args.out)["config"])
         trainer = Trainer(args, cast(CameraModel, CameraModel.from_config(config)))
         trainer.load(args.out)
+        if trainer.step > trainer.first + args.steps:
+            raise ValueError(f"{args.out}: is at step {trainer.step} already, found --steps {args.steps}: take more")
     else:
         trainer = Trainer(args, load_camera(args.start_from) if args.start_from else new_model(args, data))
     past = cast(Any, trainer.model.config).past
     require_fit(trainer.model, data, past + (STALE_FRAMES if data[0].layout_names else OWN_FRAMES) + 1)
     require_fit(trainer.model, held_out, past + 1)
-    recorded = json.loads(json.dumps(asdict(args), default=str))
-    if args.resume:
-        run = resume_run(args.out, trainer.step, recorded, free=("resume", "steps", "evaluate_every"))
-    else:
-        run = start_run(args.out, "train camera", recorded, args.seed)
     columns = (
         *Progress.get_default_columns()[:2],
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[told]}"),
     )
-    with Progress(*columns) as progress:
-        try:
-            results = _stages(trainer, data, held_out, run, progress)
-        except KeyboardInterrupt:
-            run.record["status"] = "interrupted"
-            run.checkpoint()
-            progress.console.print(f"go on with it by the same command and --resume (checkpoint every {SAVE_EVERY} steps)")
-            raise
+    with (
+        Progress(*columns) as progress,
+        training_run(args.out, "train camera", asdict(args), args.seed, trainer.step, progress.console.print) as run,
+    ):
+        results = _stages(trainer, data, held_out, run, progress)
     run.finish(results)
     return args.out / "model"
 
@@ -396,10 +390,7 @@ def open_data(args: Args) -> tuple[list[ClipDataset], list[ClipDataset]]:
     kinds = {(d.size, d.rate, d.action_names, d.layout_names) for d in (*data, *held_out)}
     if len(kinds) > 1:
         raise ValueError(f"the clips differ in height, width, rate, actions or layouts ({kinds}): train one camera on one kind")
-    if not args.resume and (args.out / "run.json").is_file():
-        raise FileExistsError(f"{args.out}: holds a training already: go on with it by --resume, or name another place")
-    if not args.resume:
-        require_free(args.out)
+    require_new(args.out, args.resume)
     return data, held_out
 
 
