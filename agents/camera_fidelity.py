@@ -437,10 +437,12 @@ def show(films: Films, path: Path) -> None:
 
 def print_table(results: dict[str, Any], console: Console) -> None:
     """Print all figures."""
-    table = Table("action", *next(iter(results["actions"].values())), box=SIMPLE_HEAD)
-    table.caption = "correlation of the action read in frames with the one commanded, and the mean error"
-    for name, row in results["actions"].items():
-        table.add_row(name, *("none" if value is None else f"{value:.3g}" for value in row.values()))
+    actions = results["actions"]
+    table = Table("", *(name.replace("_", " ") for name in actions), box=SIMPLE_HEAD)
+    for figure in next(iter(actions.values())):
+        cells = [row[figure] for row in actions.values()]
+        table.add_row(figure, *("none" if cell is None else f"{cell:.3g}" for cell in cells))
+    console.print("actions: correlation of those read in frames with those commanded, and the mean error", markup=False)
     console.print(table)
     for name, row in results.get("vehicles", {}).items():
         console.print(f"vehicles within 30 m found again, {name}: {100 * row['share']:.1f} % of {row['count']}")
