@@ -6,70 +6,43 @@ forms: `fine`, and a coarse one of a sixth of the triangles for where it is smal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from ..worldmodel.paint import PAINTS
 from ..worldmodel.scene import AgentKind
 from .meshes import Mesh, Part, ball, box, cabin, contact, frustum, join, loft, painted, soup, tube
 
-PAINTS = np.array(
-    [
-        (0.62, 0.63, 0.64),
-        (0.75, 0.75, 0.74),
-        (0.02, 0.021, 0.024),
-        (0.1, 0.105, 0.11),
-        (0.27, 0.28, 0.29),
-        (0.34, 0.02, 0.02),
-        (0.02, 0.06, 0.22),
-        (0.05, 0.16, 0.32),
-        (0.03, 0.1, 0.06),
-        (0.42, 0.34, 0.22),
-        (0.5, 0.2, 0.03),
-        (0.16, 0.03, 0.05),
-    ]
-)
-"""Linear colours of vehicles, the common ones first: what share of cars is painted so follows in `PAINT_SHARES`."""
+CARGO = np.array((0.58, 0.58, 0.56))
+"""A truck's load is halfway between this and the paint of its cab."""
 
-PAINT_SHARES = np.array([0.14, 0.2, 0.16, 0.12, 0.1, 0.07, 0.06, 0.05, 0.03, 0.03, 0.02, 0.02])
-EGO_PAINT = (0.72, 0.26, 0.0)
-"""The ego is orange, as it is from above (`palette.EGO`)."""
-
-CLOTHES = np.array(
-    [
-        (0.03, 0.04, 0.07),
-        (0.3, 0.05, 0.04),
-        (0.5, 0.48, 0.42),
-        (0.05, 0.13, 0.2),
-        (0.35, 0.24, 0.06),
-        (0.08, 0.08, 0.08),
-        (0.1, 0.2, 0.1),
-    ]
-)
-CARGO = np.array([(0.66, 0.66, 0.64), (0.5, 0.52, 0.55), (0.12, 0.2, 0.34), (0.4, 0.12, 0.08)])
-
+TROUSERS = np.array([(0.03, 0.04, 0.07), (0.08, 0.08, 0.08), (0.05, 0.09, 0.16), (0.2, 0.16, 0.1)])
 VAN_LENGTH, TRUCK_LENGTH, BUS_LENGTH, TRAILER_LENGTH = 5.7, 7.0, 9.5, 13.0
 VAN_HEIGHT = 1.95
 """From which length and height on in metres a vehicle's box holds a van, a truck, a bus, a truck again."""
 
 
-def body(kind: AgentKind, size: tuple[float, float, float], seed: tuple[int, int], ego: bool = False, fine: bool = True) -> Mesh:
+def body(
+    kind: AgentKind, size: tuple[float, float, float], colour: Sequence[float], seed: tuple[int, int], fine: bool = True
+) -> Mesh:
     """Return a road user's mesh.
 
     Args:
         kind: what it is.
         size: length, width, height of its box in metres.
-        seed: what its colours follow from (`Part.PAINT`, `Part.CLOTH`).
-        ego: whether it is the ego, which is orange.
+        colour: linear, of its paint or what it wears (`paint.paint_of`).
+        seed: what the colours of all else follow from.
         fine: whether to spend about 400 triangles on it, or about 60.
     """
     length, width, height = size
     random = np.random.default_rng(seed)
-    paint = EGO_PAINT if ego else tuple(random.choice(PAINTS, p=PAINT_SHARES) * random.uniform(0.85, 1.1))
     if kind == AgentKind.VEHICLE:
-        made = painted(_vehicle(size, tuple(random.choice(CARGO)), fine), {Part.PAINT: paint})
+        made = painted(_vehicle(size, tuple(0.5 * (CARGO + colour)), fine), {Part.PAINT: colour})
     elif kind == AgentKind.PEDESTRIAN:
-        made = _pedestrian(size, random, fine)
+        made = _pedestrian(size, colour, random, fine)
     elif kind == AgentKind.CYCLIST:
-        made = _cyclist(size, random, fine)
+        made = _cyclist(size, colour, random, fine)
     else:
         made = _object(size, fine)
     return join([made, contact(length, width)])
@@ -214,9 +187,9 @@ def _truck(size: tuple[float, float, float], cargo: tuple[float, float, float], 
     return join(made)
 
 
-def _pedestrian(size: tuple[float, float, float], random: np.random.Generator, fine: bool) -> Mesh:
+def _pedestrian(size: tuple[float, float, float], shirt: Sequence[float], random: np.random.Generator, fine: bool) -> Mesh:
     """Someone in mid-stride, 1.8 m tall before it is stretched to its box."""
-    shirt, trousers = random.choice(CLOTHES, 2) * random.uniform(0.7, 1.5)
+    trousers = random.choice(TROUSERS) * random.uniform(0.7, 1.5)
     sides = 6 if fine else 4
     made = []
     for side in (-1.0, 1.0):
@@ -233,11 +206,11 @@ def _pedestrian(size: tuple[float, float, float], random: np.random.Generator, f
     return _fitted(join(made), size)
 
 
-def _cyclist(size: tuple[float, float, float], random: np.random.Generator, fine: bool) -> Mesh:
+def _cyclist(size: tuple[float, float, float], shirt: Sequence[float], random: np.random.Generator, fine: bool) -> Mesh:
     """A bicycle, with somebody on it where the box is tall enough."""
     sides = 6 if fine else 4
-    shirt, trousers = random.choice(CLOTHES, 2) * random.uniform(0.8, 1.6)
-    frame = random.choice(PAINTS)
+    trousers = random.choice(TROUSERS) * random.uniform(0.8, 1.6)
+    frame = random.choice(PAINTS.numpy())
     made = []
     for x in (-0.54, 0.54):
         made.append(_tyre(x, 0.34, 14 if fine else 7))
@@ -260,7 +233,7 @@ def _cyclist(size: tuple[float, float, float], random: np.random.Generator, fine
             made.append(tube((0.36, 0.22 * side, 1.02), (0.1, 0.2 * side, 1.42), (0.035, 0.055), Part.CLOTH, shirt, sides))
         made.append(tube((-0.2, 0, 0.96), (0.12, 0, 1.48), (0.15, 0.18), Part.CLOTH, shirt, sides + 2))
         made.append(ball((0.2, 0, 1.66), (0.11, 0.09, 0.14), Part.SKIN, None, 4 if fine else 3, sides))
-        made.append(ball((0.18, 0, 1.7), (0.14, 0.11, 0.11), Part.CLOTH, random.choice(PAINTS), 4 if fine else 3, sides))
+        made.append(ball((0.18, 0, 1.7), (0.14, 0.11, 0.11), Part.CLOTH, random.choice(PAINTS.numpy()), 4 if fine else 3, sides))
     return _fitted(join(made), size)
 
 

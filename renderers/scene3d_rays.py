@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..worldmodel.paint import paint_of, seed_of
 from ..worldmodel.scene import AgentKind, Scene, SignalState
 from ..worldmodel.world import State
 from .bodies import body
 from .ground import FINEST
 from .light import light_pools
 from .meshes import PART_SEMANTIC, Mesh, Part, Semantic, join
-from .scenery import Scenery, seed_of
+from .scenery import Scenery
 
 LIBRARIES = "on Debian or Ubuntu `apt-get install -y libgl1 libegl1 libx11-6 libusb-1.0-0`"
 REMEDY = f"cast rays instead, which works anywhere (--backend rays), or {LIBRARIES} and Mesa's drivers, `libgl1-mesa-dri`"
@@ -69,10 +70,10 @@ class Stage:
 def _crowd(scene: Scene, row: int, seed: int, fine: bool) -> Mesh:
     """The bodies of all agents of scene `row`, each at the origin, looking along +x."""
     present = scene.valid[row].any(dim=-1).nonzero()[:, 0].tolist()
-    sizes, kinds, ego = scene.size[row].tolist(), scene.kind[row].tolist(), int(scene.ego[row])
+    sizes, kinds, paints = scene.size[row].tolist(), scene.kind[row].tolist(), paint_of(scene)[row].tolist()
     return join(
         [
-            body(AgentKind(kinds[a]), tuple(sizes[a]), (seed, a), a == ego, fine).placed((0.0, 0.0), owner=a)  # type: ignore[arg-type]
+            body(AgentKind(kinds[a]), tuple(sizes[a]), paints[a], (seed, a), fine).placed((0.0, 0.0), owner=a)  # type: ignore[arg-type]
             for a in present
         ]
     )

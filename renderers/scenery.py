@@ -5,7 +5,6 @@ The same scene has the same town in every run; nothing stands on a road or where
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 from torch import Tensor
 
+from ..worldmodel.paint import seed_of
 from ..worldmodel.perspective import (
     SIGNAL_HEIGHT,
     SIGNAL_MIDDLE,
@@ -70,11 +70,6 @@ class Scenery:
     mesh: Mesh
     centre: Tensor
     lamps: NDArray[np.float64]
-
-
-def seed_of(scene_id: str) -> int:
-    """Return the number that everything made up for a scene follows from."""
-    return zlib.crc32(scene_id.encode())
 
 
 def build_scenery(scene: Scene, row: int) -> Scenery:

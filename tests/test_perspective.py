@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from scenes import CONE, EGO, FOLLOWER, LANE_WIDTH, LEADER, NEIGHBOUR, PEDESTRIAN, moved, several_roads, straight_road
 from torch import Tensor
 from worldloop.renderers.layouts import layout_picture
+from worldloop.worldmodel.paint import as_bytes, paint_of
 from worldloop.worldmodel.perspective import (
     FACE_CHANNELS,
     GROUND_CHANNELS,
     KIND_CHANNELS,
     LAYOUT_CHANNELS,
+    PAINT_CHANNELS,
     SIGNAL_CHANNELS,
     layout_depth,
     perspective_layout,
@@ -82,6 +84,14 @@ def test_a_box_covers_its_rectangle_at_its_depth() -> None:
     assert channel(image, "heading_cos")[37, 64] == 255
     assert channel(image, "heading_sin")[37, 64] == 128
     assert channel(image, "heading_cos")[37, 20] == 0
+
+
+def test_a_box_has_the_colour_of_its_road_user() -> None:
+    scene = straight_road(leader_gap=12.0)
+    image = layout(only(scene, LEADER))
+    colour = torch.stack([channel(image, name)[40, 64] for name in PAINT_CHANNELS])
+    assert colour.tolist() == as_bytes(paint_of(scene))[0, LEADER].tolist()
+    assert not torch.stack([channel(image, name)[10] for name in PAINT_CHANNELS]).any()
 
 
 def test_depth_of_ground_and_sky() -> None:
@@ -286,5 +296,5 @@ def test_pictures_for_people() -> None:
     sky, rear = picture[0, 0, 2, 64].int(), picture[0, 0, 36, 64].int()
     assert rear[0] > rear[1] + 40  # the leader's rear is reddish
     assert sky.max() < 30
-    with pytest.raises(ValueError, match="wanted 19"):
+    with pytest.raises(ValueError, match=f"wanted {len(LAYOUT_CHANNELS)}"):
         layout_picture(layout(scene)[..., :4])

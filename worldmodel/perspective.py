@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .geometry import rotate, to_local
+from .paint import as_bytes, paint_of
 from .projection import NEAR, View, clip, cover, view_of
 from .raster import RoadPieces, lowest
 from .rig import Rig
@@ -29,6 +30,7 @@ GROUND_CHANNELS = ("road", "walkway", "lines", "crosswalk", "edges")
 SIGNAL_CHANNELS = ("signal_off", "signal_stop", "signal_caution", "signal_go")
 KIND_CHANNELS = ("vehicle", "pedestrian", "cyclist", "object")
 FACE_CHANNELS = ("front", "rear", "side")
+PAINT_CHANNELS = ("red", "green", "blue")
 LAYOUT_CHANNELS = (
     *GROUND_CHANNELS,
     *SIGNAL_CHANNELS,
@@ -36,6 +38,7 @@ LAYOUT_CHANNELS = (
     *FACE_CHANNELS,
     "heading_cos",
     "heading_sin",
+    *PAINT_CHANNELS,
     "nearness",
 )
 """Layers of a perspective layout, in order; see `perspective_layout`."""
@@ -83,7 +86,9 @@ def perspective_layout(state: State, pieces: RoadPieces, rig: Rig) -> Tensor:
     are 0 or 255, by what the middle of the pixel meets first. A signal's board is lit on the side that it shows to its drivers;
     its back, its pole, and a board of unknown state are `signal_off`. A road user's box is `front`, `rear` or `side`, or none of
     them on its top. `heading_cos` and `heading_sin` are of the road user's heading to the left of the optical axis, 1 + 127 (1 +
-    value), 0 where there is none. `nearness` is 255 sqrt(2 m / depth) of ground and boxes, 0 in the sky; see `layout_depth`.
+    value), 0 where there is none. `red`, `green` and `blue` are its main colour (`paint.paint_of`), so that a picture painted
+    from the layout gives it the same one at every sight. `nearness` is 255 sqrt(2 m / depth) of ground and boxes, 0 in the sky;
+    see `layout_depth`.
 
     Args:
         state: B moments.
@@ -108,6 +113,8 @@ def perspective_layout(state: State, pieces: RoadPieces, rig: Rig) -> Tensor:
     seen[faced, first_face + face[faced]] = 255
     for name, value in (("heading_cos", box.heading.cos()), ("heading_sin", box.heading.sin())):
         seen[:, LAYOUT_CHANNELS.index(name)] = torch.where(is_agent, (128 + 127 * value).round(), 0.0).to(torch.uint8)
+    red = LAYOUT_CHANNELS.index(PAINT_CHANNELS[0])
+    seen[:, red : red + 3] = as_bytes(paint_of(state.scene).flatten(0, 1)[box.agent]) * is_agent[:, None]
     flat[pixel] = seen
     inverse = view.ground.repeat(batch, 1).flatten()
     inverse[pixel] = 1.0 / depth
@@ -255,6 +262,7 @@ class _Boxes:
         x, y: metres from the camera along the ego's axes. heading: radians from the optical axis; turn: from the ego's.
         length, width: metres. bottom, top: metres above the ground.
         front_channel, channel: int64, what its front is, and its other sides.
+        agent: int64 into all B A road users, 0 for boxes that are none.
         valid: bool.
     """
 
@@ -268,6 +276,7 @@ class _Boxes:
     top: Tensor
     front_channel: Tensor
     channel: Tensor
+    agent: Tensor
     valid: Tensor
 
     def take(self, index: Tensor) -> _Boxes:
@@ -283,7 +292,9 @@ def _boxes(state: State, place: Tensor, turn: Tensor, view: View) -> _Boxes:
     who, found = _nearest_boxes(point, others, BOXES, view)
     length, width, height = scene.size[row, who].unbind(-1)
     ground, kind = torch.zeros_like(height), scene.kind[row, who] + LAYOUT_CHANNELS.index(KIND_CHANNELS[0])
-    agents = [*point[row, who].unbind(-1), (state.heading - turn[:, None])[row, who], length, width, ground, height, kind, kind]
+    number = who + torch.arange(len(who))[:, None] * point.shape[1]
+    agents = [*point[row, who].unbind(-1), (state.heading - turn[:, None])[row, who]]
+    agents += [length, width, ground, height, kind, kind, number]
     board, heading, pole = signal_boards(scene)
     board = to_local(board, place[:, None], turn[:, None])
     which, hangs = _nearest_boxes(board, state.signal_valid, SIGNALS, view)
@@ -294,15 +305,16 @@ def _boxes(state: State, place: Tensor, turn: Tensor, view: View) -> _Boxes:
     low, high = SIGNAL_MIDDLE - 0.5 * SIGNAL_HEIGHT, SIGNAL_MIDDLE + 0.5 * SIGNAL_HEIGHT
     sizes = [(SIGNAL_THICKNESS, SIGNAL_WIDTH, low, high), (SIGNAL_POLE, SIGNAL_POLE, 0.0, low)]
     boards, poles = ([x, y, facing, *(torch.full_like(x, value) for value in size)] for size in sizes)
-    columns = zip(agents, [*boards, lit, off], [*poles, off, off], strict=True)
+    none = torch.zeros_like(which)
+    columns = zip(agents, [*boards, lit, off, none], [*poles, off, off, none], strict=True)
     x, y, turned, *rest = (torch.cat(column, dim=1)[:, None].expand(-1, len(view.origin), -1) for column in columns)
     valid = torch.cat((found, hangs, hangs & _rows(pole, which)), dim=1)[:, None].expand(x.shape)
     x, y = x - view.origin[:, :1], y - view.origin[:, 1:2]
     pixel = (x.square() + y.square()).sqrt() / view.intrinsics[:, :2].amin(dim=1)[:, None]
-    length, width, bottom, top, front_channel, channel = rest
+    length, width, bottom, top, front, side, agent = rest
     length, width = (value.maximum(SMALLEST_BOX * pixel) for value in (length, width))
     top = top.maximum(bottom + SMALLEST_BOX * pixel)
-    return _Boxes(x, y, turned - view.yaw[:, None], turned, length, width, bottom, top, front_channel, channel, valid)
+    return _Boxes(x, y, turned - view.yaw[:, None], turned, length, width, bottom, top, front, side, agent, valid)
 
 
 def _rows(value: Tensor, index: Tensor) -> Tensor:

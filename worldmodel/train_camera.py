@@ -27,6 +27,7 @@ from .camera_windows import Clips, conditions, require_apart, require_fit, roll,
 from .checkpoint import CHECKPOINT, read_checkpoint, read_header, write_checkpoint
 from .data.clips import ClipDataset
 from .files import replacing
+from .perspective import KIND_CHANNELS, SIGNAL_CHANNELS
 from .run import Run, read_metrics, require_new, seeded_generator, training_run
 
 SAVE_EVERY = 250
@@ -51,8 +52,8 @@ action hidden: where a past frame all but shows the next one, a network copies i
 FOREGROUND = 8.0
 """How much more the error counts where the layout shows a road user or a signal: they are few pixels, and what matters."""
 
-BACKGROUND = ("road", "walkway", "lines", "crosswalk", "edges", "heading_cos", "heading_sin", "nearness")
-"""Layers of a layout that show no thing."""
+THINGS = (*SIGNAL_CHANNELS, *KIND_CHANNELS)
+"""Layers of a layout that say where a thing is."""
 
 LATENT_NOISE = 0.02
 """Standard deviation of the noise on latents that the autoencoder learns to bear; rounding to 8 bit moves them by 0.007."""
@@ -116,7 +117,7 @@ def drop(given: Conditions, unknown: int, generator: torch.Generator) -> Conditi
 
 def things(layout: Tensor, names: Sequence[str]) -> Tensor:
     """Return how much of each latent pixel (N, h, w) road users and signals cover, 0..1, in layouts (N, H, W, L) uint8."""
-    shown = [place for place, name in enumerate(names) if name not in BACKGROUND]
+    shown = [place for place, name in enumerate(names) if name in THINGS]
     if not shown:
         return torch.zeros(len(layout), layout.shape[1] // SHRINK, layout.shape[2] // SHRINK)
     return functional.avg_pool2d(layout[..., shown].amax(-1).float()[:, None] / 255.0, SHRINK)[:, 0]
