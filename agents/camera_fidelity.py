@@ -36,7 +36,7 @@ from torch import Tensor
 from ..renderers.curves import plot_lines
 from ..renderers.video import contact_sheet, write_picture, write_video
 from ..worldmodel.camera import CameraModel, camera_checksum, load_camera, to_bytes
-from ..worldmodel.camera_windows import Window, require_apart, require_fit, roll
+from ..worldmodel.camera_windows import Window, require_apart, require_fit, roll, some_clips
 from ..worldmodel.data.clips import Clip, ClipDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.frame_readers import (
@@ -327,9 +327,10 @@ def learn_vehicles(data: Sequence[ClipDataset], steps: int, generator: torch.Gen
     finder, bar = VehicleFinder(), progress.add_task("finding vehicles", total=steps)
 
     def batch(draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        shown = data[int(torch.randint(len(data), (), generator=draw))].sample_clips(draw, 24, 1)
+        shown = some_clips(data, 24, draw)
         layout = torch.cat([clip.layout for clip in shown if clip.layout is not None])
-        return torch.cat([clip.frames for clip in shown]), layout[..., VEHICLE] > 127
+        near, any_distance = vehicles(layout), layout[..., VEHICLE] > 127
+        return torch.cat([clip.frames for clip in shown]), near.to(torch.int8) - (any_distance & ~near).to(torch.int8)
 
     train_reader(finder, batch, steps, generator, lambda: progress.advance(bar))
     return finder

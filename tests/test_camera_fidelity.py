@@ -28,7 +28,7 @@ from worldloop.agents.camera_fidelity import (
 )
 from worldloop.worldmodel.camera import load_camera
 from worldloop.worldmodel.data.clips import ClipDataset, ClipWriter
-from worldloop.worldmodel.frame_readers import LAGS, ActionReader
+from worldloop.worldmodel.frame_readers import LAGS, ActionReader, VehicleFinder, train_reader
 from worldloop.worldmodel.perspective import LAYOUT_CHANNELS
 from worldloop.worldmodel.train_camera import Args, main
 
@@ -74,6 +74,29 @@ def test_vehicles_are_found_where_half_of_their_pixels_are() -> None:
     frame = torch.zeros(1, 12, 12, 3, dtype=torch.uint8)
     frame[0, :3, :2], frame[0, 6:9, 6:7] = 255, 255  # 6 of 12 pixels, and 3 of 12
     assert found_share(Finder(), frame, mask) == (0.5, 2)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_finder_learns_what_is_asked_and_nothing_else() -> None:
+    """Red squares are vehicles, blue ones nobody asks for: it finds all of the red and may say anything of the blue."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        frame, wanted = torch.zeros(8, 16, 32, 3, dtype=torch.uint8), torch.zeros(8, 16, 32, dtype=torch.int8)
+        for n in range(8):
+            row, column = torch.randint(0, 8, (2,), generator=draw).tolist()
+            frame[n, row : row + 6, column : column + 8, 0], wanted[n, row : row + 6, column : column + 8] = 255, 1
+            frame[n, row : row + 6, column + 12 : column + 16, 2], wanted[n, row : row + 6, column + 12 : column + 16] = 255, -1
+        return frame, wanted
+
+    finder = VehicleFinder()
+    train_reader(finder, batch, 60, generator, lambda: None)
+    frame, wanted = batch(generator)
+    with torch.no_grad():
+        found = finder(frame) > 0
+    assert found[wanted == 1].float().mean() > 0.9
+    assert found[wanted == 0].float().mean() < 0.02
+    assert finder.loss(frame, torch.full_like(wanted, -1)).item() == 0.0
 
 
 def test_only_near_vehicles_are_asked_for() -> None:

@@ -3,7 +3,7 @@
 A small autoencoder makes of a frame a latent image of a quarter of its height and width; a U-Net, trained by flow matching
 (Lipman et al., arXiv 2210.02747), turns noise into the next latent in one to four Euler steps. The explicit state is the memory:
 where agents are comes from the layout, so nothing can be forgotten; the past frames carry what the state does not know, such as
-the colour of a car. Without a layout the same network is a video model that is moved by actions alone.
+the look of a house. Without a layout the same network is a video model that is moved by actions alone.
 
 Against drift: the past is shown with noise whose level the network is told (Valevski et al., arXiv 2408.14837), training
 continues on the network's own frames, and every latent is rounded to 8 bit, in training as in use.

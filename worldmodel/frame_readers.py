@@ -77,27 +77,40 @@ class ActionReader(nn.Module):
         return (((self(frames) - action[:, :-1].flip(1)) / self.scale).square()).mean()
 
 
+VEHICLE_WEIGHT = 2.0
+"""How much more a pixel of a vehicle counts to the finder than one of none, as they are few."""
+
+
+def _block(inputs: int, outputs: int, *more: nn.Module, stride: int = 1) -> nn.Sequential:
+    """Return a convolution; without the normalisation training often ends at the share of vehicles, everywhere."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 2 + stride, stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU(), *more)
+
+
 class VehicleFinder(nn.Module):
-    """Where vehicles are in a frame: a logit for each pixel."""
+    """Where vehicles are in a frame: a logit for each pixel, by a small U-Net (Ronneberger et al., arXiv 1505.04597)."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for a, b, stride in ((3, 24, 2), (24, 48, 2), (48, 64, 2), (64, 64, 1), (64, 64, 1)):
-            layers += [nn.Conv2d(a, b, 3, stride=stride, padding=1), nn.SiLU()]
-        self.down = nn.Sequential(*layers)
-        self.fine = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-        self.out = nn.Sequential(nn.Conv2d(80, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 4, 3, padding=1), nn.PixelShuffle(2))
+        fine, middle, coarse = 32, 64, 96
+        self.fine = _block(3, fine, _block(fine, fine), stride=2)
+        self.middle = _block(fine, middle, _block(middle, middle), stride=2)
+        self.coarse = _block(middle, coarse, _block(coarse, coarse), _block(coarse, coarse), stride=2)
+        self.back = _block(coarse + middle, middle)
+        self.out = _block(middle + fine, fine, nn.Conv2d(fine, 4, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, frame: Tensor) -> Tensor:
-        """Return logits (N, H, W) of frames (N, H, W, 3) uint8."""
-        image = as_image(frame)
-        coarse = functional.interpolate(self.down(image), scale_factor=4.0, mode="bilinear", align_corners=False)
-        return self.out(torch.cat((coarse, functional.silu(self.fine(image))), dim=1))[:, 0]
+        """Return logits (N, H, W) of frames (N, H, W, 3) uint8; H and W are multiples of 8."""
+        larger = lambda image: functional.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)  # noqa: E731
+        fine = self.fine(as_image(frame))
+        middle = self.middle(fine)
+        back = self.back(torch.cat((larger(self.coarse(middle)), middle), dim=1))
+        return self.out(torch.cat((larger(back), fine), dim=1))[:, 0]
 
     def loss(self, frame: Tensor, vehicle: Tensor) -> Tensor:
-        """Return the cross entropy against where vehicles are, (N, H, W) bool."""
-        return functional.binary_cross_entropy_with_logits(self(frame), vehicle.float())
+        """Return the weighted cross entropy against where vehicles are, (N, H, W) int8: 1, 0, or -1 where nobody asks."""
+        weight = torch.where(vehicle > 0, VEHICLE_WEIGHT, 1.0) * (vehicle >= 0)
+        error = functional.binary_cross_entropy_with_logits(self(frame), (vehicle > 0).float(), reduction="none")
+        return (weight * error).sum() / weight.sum().clamp(min=1.0)
 
 
 def train_reader(
