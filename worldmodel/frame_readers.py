@@ -77,7 +77,7 @@ class ActionReader(nn.Module):
         return (((self(frames) - action[:, :-1].flip(1)) / self.scale).square()).mean()
 
 
-VEHICLE_WEIGHT = 2.0
+VEHICLE_WEIGHT = 3.0
 """How much more a pixel of a vehicle counts to the finder than one of none, as they are few."""
 
 
