@@ -4,8 +4,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+import worldloop.envs  # noqa: F401
 from scenes import CONE, EGO, LEADER, PEDESTRIAN, several_roads, straight_road
 from worldloop.agents.cli import main
 from worldloop.worldmodel.perspective import LAYOUT_CHANNELS, perspective_layout
@@ -15,6 +18,7 @@ from worldloop.worldmodel.scene import AgentKind, Scene, SignalState
 from worldloop.worldmodel.world import State, logged_state
 
 try:
+    from worldloop.envs.sensors import FARTHEST, SHOWN, SensorObservation
     from worldloop.renderers import scene3d_gl
     from worldloop.renderers.lidar import Lidar, sweep
     from worldloop.renderers.meshes import Semantic
@@ -323,3 +327,36 @@ def test_a_gl_window_draws_no_such_picture() -> None:
             window.draw(state_of(with_box(10.6)), Rig((replace(AHEAD.cameras[0], centre=(40.0, 16.0)),)))
     finally:
         window.close()
+
+
+def test_sensors_are_observations() -> None:
+    """They lie in their space, repeat with the seed, and are what the renderer draws of the environment's state."""
+    rig, lidar = AHEAD, Lidar(beams=4, steps=36, noise=0.0)
+    env = SensorObservation(gymnasium.make("worldloop/Drive-v0", world="replay", horizon=4), SHOWN, rig, lidar)
+    seen, _ = env.reset(seed=3)
+    assert env.observation_space.contains(seen)
+    state = env.unwrapped.state  # pyright: ignore[reportAttributeAccessIssue]
+    drawn, turn = env.renderer.draw(state), sweep(env.renderer, state, lidar)[0]
+    assert (seen["depth"] == drawn.depth[0].clamp(max=FARTHEST).numpy()).all()
+    assert (seen["instance"] == drawn.instance[0].numpy()).all()
+    assert np.count_nonzero(seen["lidar"]) == len(turn.ray)
+    step, beam = divmod(int(turn.ray[0]), lidar.beams)
+    assert seen["lidar"][step, beam] == turn.range[0].item()
+    after = env.step(env.action_space.sample() * 0)[0]
+    assert env.observation_space.contains(after)
+    assert not (after["depth"] == seen["depth"]).all()
+    again, _ = env.reset(seed=3)
+    assert all((again[name] == seen[name]).all() for name in (*SHOWN, "lidar"))
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"show": ("odour",)}, "'odour' is unknown"), ({"rig": "roof"}, "rig='roof'"), ({"show": ()}, "nothing is asked for")],
+)
+def test_sensors_that_there_are_not(wrong: dict[str, object], told: str) -> None:
+    env = gymnasium.make("worldloop/Drive-v0", world="replay")
+    with pytest.raises(ValueError, match=told):
+        SensorObservation(env, **wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="wanted a DriveEnv"):
+        SensorObservation(gymnasium.make("CartPole-v1"))
