@@ -55,6 +55,10 @@ ROOFS = np.array([(0.1, 0.095, 0.09), (0.18, 0.07, 0.045), (0.14, 0.14, 0.145)])
 LEAVES = np.array([(0.045, 0.1, 0.02), (0.06, 0.12, 0.025), (0.035, 0.085, 0.03), (0.09, 0.12, 0.02)])
 
 
+VIEW_LENGTH, VIEW_WIDTH = 45.0, (0.6, 1.0)
+"""Metres before a stop point from which on nothing hides its signal, and to each side at the signal and at that end."""
+
+
 @dataclass(frozen=True)
 class Scenery:
     """All that stands still in one scene.
@@ -81,8 +85,9 @@ def build_scenery(scene: Scene, row: int) -> Scenery:
     way = shapely.LineString(way)
     buildings, plots, centre = _buildings(roads, way, random)
     free = shapely.union_all([roads.road.buffer(1.0), roads.taken.buffer(0.8), *plots])
-    trees = _trees(roads, way, free, random)
-    lamps, heads = _lamps(roads, way)
+    views = _views(scene, row)
+    trees = _trees(roads, way, free.union(views), random)
+    lamps, heads = _lamps(roads, way, views)
     meshes = [*buildings, *trees, *lamps, *_signals(scene, row, roads.road)]
     return Scenery(paint_ground(scene, row, roads), join(meshes), torch.from_numpy(centre).float(), heads)
 
@@ -184,8 +189,21 @@ def _tree(random: np.random.Generator) -> Mesh:
     return join(made)
 
 
-def _lamps(roads: Roads, way: shapely.LineString) -> tuple[list[Mesh], NDArray[np.float64]]:
-    """Street lamps along the kerb, their arms over the road, and where their lights hang (M, 2)."""
+def _views(scene: Scene, row: int) -> BaseGeometry:
+    """Where drivers look along to a signal, from their lane to its board: nothing may stand there."""
+    boards, headings, _ = signal_boards(scene.take([row]))
+    views = []
+    for signal in scene.signal_valid[row].any(dim=-1).nonzero()[:, 0].tolist():
+        turn = float(headings[0, signal])
+        ahead, left = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+        board, stop = boards[0, signal].double().numpy(), scene.signal_position[row, signal, :2].double().numpy()
+        ends = ((board, VIEW_WIDTH[0]), (stop - VIEW_LENGTH * ahead, VIEW_WIDTH[1]))
+        views.append(shapely.MultiPoint([end + side * half * left for end, half in ends for side in (-1, 1)]).convex_hull)
+    return shapely.union_all(views)
+
+
+def _lamps(roads: Roads, way: shapely.LineString, views: BaseGeometry) -> tuple[list[Mesh], NDArray[np.float64]]:
+    """Street lamps along the kerb, their arms over the road, and where their lights hang (M, 2); none stands in `views`."""
     pole = join(
         [
             tube((0, 0, 0), (0, 0, LAMP_HEIGHT), (0.085, 0.055), Part.POLE, sides=5),
@@ -196,7 +214,7 @@ def _lamps(roads: Roads, way: shapely.LineString) -> tuple[list[Mesh], NDArray[n
     )
     near = way.buffer(PLANTED_WITHIN)
     shapely.prepare(near)
-    taken = roads.taken.buffer(0.4)
+    taken = roads.taken.buffer(0.4).union(views)
     meshes, heads = [], []
     for place, facing in _along(roads.road, 0.9, LAMP_SPACING):
         if near.contains(shapely.Point(place)) and not taken.intersects(shapely.Point(place)):

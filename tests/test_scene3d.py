@@ -7,6 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import shapely
 import torch
 import worldloop.envs  # noqa: F401
 from scenes import CONE, EGO, LEADER, PEDESTRIAN, several_roads, straight_road
@@ -21,8 +22,9 @@ try:
     from worldloop.envs.sensors import FARTHEST, SHOWN, SensorObservation
     from worldloop.renderers import scene3d_gl
     from worldloop.renderers.lidar import Lidar, sweep
-    from worldloop.renderers.meshes import Semantic
+    from worldloop.renderers.meshes import Part, Semantic
     from worldloop.renderers.scene3d import SceneRenderer
+    from worldloop.renderers.scenery import _views, build_scenery
 except ImportError as absent:
     pytest.skip(str(absent), allow_module_level=True)
 
@@ -159,6 +161,21 @@ def test_a_signal_shows_its_state() -> None:
         row = int(32.5 - 400 * where / 10)
         colour = frames.colour[0, 0, row, 32].int()
         assert colour[0 if shown == 1 else 1] > colour[1 if shown == 1 else 0] + 60
+
+
+def test_nothing_stands_between_drivers_and_their_signal() -> None:
+    """The lane is 3.5 m wide, its signal hangs 0.8 m beside it: lamps and trees along the road leave the way to it open."""
+    scene = straight_road()
+    view = _views(scene, 0)
+    board, driver = shapely.Point(80.0, -1.75 - 0.8), shapely.Point(80.0 - 45.0, 0.0)
+    assert view.covers(shapely.LineString([board, driver]))
+    assert not view.intersects(shapely.Point(80.0 - 45.0, -2.0))
+    scenery = build_scenery(scene, 0)
+    standing = scenery.mesh.corner[np.isin(scenery.mesh.part, [int(Part.POLE), int(Part.LEAF)])]
+    feet = standing[(standing[..., 2] < 0.1).any(-1)][..., :2].reshape(-1, 2)
+    others = feet[np.hypot(*(feet - [80.0, -2.55]).T) > 1.0]  # all but the signal's own pole
+    assert len(others)
+    assert not shapely.contains_xy(view, *others.T).any()
 
 
 def test_signals_of_one_stop_point_hang_as_in_the_layout() -> None:
