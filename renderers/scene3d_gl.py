@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..worldmodel.rig import Rig
@@ -86,7 +87,7 @@ class GlRenderer:
         self._window.poll_events()
         self._window.update_renderer()
         shown = np.asarray(self._window.capture_screen_float_buffer(True))
-        return torch.from_numpy((shown * 255.0 + 0.5).clip(0, 255).astype(np.uint8))
+        return stretched((shown * 255.0 + 0.5).clip(0, 255).astype(np.uint8), rig)
 
     def close(self) -> None:
         """Give the window back."""
@@ -132,15 +133,26 @@ class GlRenderer:
         extrinsic = np.eye(4)
         extrinsic[:3, :3] = np.stack((-axes[1], -axes[2], axes[0]))  # right, down, ahead
         extrinsic[:3, 3] = -extrinsic[:3, :3] @ eye
-        focal_x, focal_y = rig.intrinsics()[0, :2].tolist()
+        focal = min(rig.cameras[0].focal)  # the window knows one alone: `stretched` makes the other
         camera = open3d.camera.PinholeCameraParameters()
         middle = (rig.width / 2 - 0.5, rig.height / 2 - 0.5)
-        camera.intrinsic = open3d.camera.PinholeCameraIntrinsic(rig.width, rig.height, focal_x, focal_y, *middle)
+        camera.intrinsic = open3d.camera.PinholeCameraIntrinsic(rig.width, rig.height, focal, focal, *middle)
         camera.extrinsic = extrinsic
         control = self._window.get_view_control()
         control.convert_from_pinhole_camera_parameters(camera, True)
         control.set_constant_z_near(0.3)
         control.set_constant_z_far(600.0)
+
+
+def stretched(frame: np.ndarray, rig: Rig) -> Tensor:
+    """Return a frame (H, W, 3) uint8, drawn with the smaller focal length both ways, as the rig's only camera sees it."""
+    high, wide = frame.shape[:2]
+    kept = [size * min(rig.cameras[0].focal) / focal for size, focal in zip((wide, high), rig.cameras[0].focal, strict=True)]
+    if kept != [wide, high]:
+        left, top = 0.5 * (wide - kept[0]), 0.5 * (high - kept[1])
+        box = (left, top, left + kept[0], top + kept[1])
+        frame = np.asarray(Image.fromarray(frame).resize((wide, high), Image.Resampling.BILINEAR, box=box))
+    return torch.from_numpy(frame.copy())
 
 
 def require_middle(rig: Rig) -> None:

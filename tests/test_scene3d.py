@@ -346,6 +346,16 @@ def test_a_gl_window_draws_no_such_picture() -> None:
         window.close()
 
 
+def test_unequal_focal_lengths_stretch_the_frame() -> None:
+    """Drawn with 32 both ways, a camera of (32, 64) sees the middle half of the rows, one of (64, 32) of the columns."""
+    frame = np.zeros((32, 64, 3), np.uint8)
+    frame[12:20, 24:40] = 255  # a block of 16 columns and 8 rows around the middle
+    assert (scene3d_gl.stretched(frame, AHEAD).numpy() == frame).all()
+    for focal, (wide, high) in {(32.0, 64.0): (16, 16), (64.0, 32.0): (32, 8)}.items():
+        seen = scene3d_gl.stretched(frame, Rig((Camera(64, 32, focal),))).numpy()[..., 0] > 127
+        assert (seen.any(0).sum(), seen.any(1).sum()) == (wide, high)
+
+
 def test_sensors_are_observations() -> None:
     """They lie in their space, repeat with the seed, and are what the renderer draws of the environment's state."""
     rig, lidar = AHEAD, Lidar(beams=4, steps=36, noise=0.0)
