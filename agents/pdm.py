@@ -3,7 +3,7 @@
 The idea of PDM-Closed (Dauner, Hallgarten, Geiger, Chitta, "Parting with misconceptions about learning-based vehicle motion
 planning", CoRL 2023), written afresh: every half second, proposals made of a lateral offset from the route and a share of the
 wanted speed are rolled out for four seconds, each by the intelligent driver model in a world in which everyone else keeps their
-velocity, and scored by the measures of `envs/measures.py`. The best one is then driven.
+velocity and signals stay as they are, and scored by the measures of `envs/measures.py`. The best one is then driven.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def surrounded(state: State) -> tuple[State, Ground]:
     index = distance.argsort(dim=1, stable=True)[:, :NEAR]
     pick = lambda tensor: tensor[row[:, None], index]  # noqa: E731
     agents = {name: pick(getattr(scene, name)) for name in ("position", "heading", "velocity", "valid", "size", "kind")}
-    near = replace(scene, **agents, ego=torch.zeros_like(scene.ego))
+    signals = {  # as they stand now: what the log knows of their future is not for a driver to know
+        name: getattr(state, name)[..., None].expand_as(getattr(scene, name)) for name in ("signal_state", "signal_valid")
+    }
+    near = replace(scene, **agents, **signals, ego=torch.zeros_like(scene.ego))
     moving = {
         name: pick(getattr(state, name)) for name in ("position", "heading", "velocity", "valid", "simulated", "uncertainty")
     }

@@ -7,10 +7,10 @@ from gymnasium.vector import AutoresetMode
 from scenes import EGO, PEDESTRIAN, several_roads, straight_road
 from worldloop.agents.pdm import NEAR, PdmPolicy, surrounded
 from worldloop.agents.rollout import drive
-from worldloop.agents.rules import IMPAIRED, IdmPolicy
+from worldloop.agents.rules import CAR, IMPAIRED, IdmPolicy
 from worldloop.envs import DriveVectorEnv
 from worldloop.envs.ground import ground
-from worldloop.worldmodel.scene import Scene
+from worldloop.worldmodel.scene import HISTORY_STEPS, Scene, SignalState
 from worldloop.worldmodel.world import ConstantVelocityWorld, State, logged_state
 
 
@@ -40,6 +40,17 @@ def test_it_slows_down_for_who_will_be_in_its_way() -> None:
         drives[name] = drive(policy, env, [0], torch.tensor([60]).numpy(), [False], lambda step: None)[0][0]
     assert drives["blind"].collision
     assert not drives["pdm"].collision
+
+
+def test_plans_know_nothing_of_what_signals_will_show() -> None:
+    """The log's signal turns green after the present; in the look ahead it stays red."""
+    scene = only(straight_road())
+    signal = torch.full_like(scene.signal_state, int(SignalState.GO))
+    signal[..., : HISTORY_STEPS + 1] = int(SignalState.STOP)
+    state = start(replace(scene, signal_state=signal))
+    ego = CAR.step(state.ego(), torch.zeros(1, 2))
+    assert ConstantVelocityWorld().step(state, ego).signal_state.tolist() == [[int(SignalState.GO)]]
+    assert ConstantVelocityWorld().step(surrounded(state)[0], ego).signal_state.tolist() == [[int(SignalState.STOP)]]
 
 
 def test_rows_of_a_batch_plan_as_they_would_alone() -> None:
