@@ -75,7 +75,7 @@ class Calibrate:
     limit: int | None = None
     """At most so many scenes of each data set, spread evenly over it."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     into: Path | None = None
     """Model folder that gets the fitted uncertainty.json; it must hold the same weights."""
     rollouts: int = 8

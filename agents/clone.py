@@ -52,7 +52,7 @@ class Clone:
     world: str = "learned"
     """Who moves the others."""
     weights: Path | None = None
-    """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
+    """Folder of a trained behaviour model for the learned world, instead of the shipped one, or small or large."""
     rounds: int = 3
     """The expert drives in the first one, the clone in the others."""
     steps: int = 20_000

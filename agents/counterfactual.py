@@ -103,7 +103,7 @@ class Counterfactual:
     seed: int = 0
     """Seed of the sampling."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     out: Path | None = None

@@ -63,7 +63,7 @@ class Rollout:
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones (unless a data set demo is
     here)."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     horizon: int | None = None

@@ -76,7 +76,7 @@ class Endurance:
     scenes: tuple[str, ...]
     """Folders of data sets, FOLDER:GLOB for some of their scenes, or demo for the shipped ones."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     rollouts: int = 4
     """Futures for each scene."""
     limit: int | None = None

@@ -73,7 +73,7 @@ class Evaluate:
     seeds: tuple[int, ...] = (0,)
     """Scenario i of the scenes is driven with seed + i, once for each."""
     weights: Path | None = None
-    """Folder of a trained behaviour model for the learned worlds, instead of the shipped one."""
+    """Folder of a trained behaviour model for the learned worlds, instead of the shipped one, or small or large."""
     limit: int | None = None
     """Take only so many of the scenes, the first ones."""
     horizon: int | None = None

@@ -87,7 +87,7 @@ class Fidelity:
     """The world that is scored beside the references: learned, or your own as module:attribute, whose `step` has to take None for
     the ego's motion and then moves the ego too, as `LearnedWorld` does."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     config: Literal[2024, 2025] = 2025
     """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
     rollouts: int = 32

@@ -53,7 +53,7 @@ class Ppo:
     world: str = "learned"
     """Who moves the others: learned, learned_open, replay, constant_velocity, sumo."""
     weights: Path | None = None
-    """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
+    """Folder of a trained behaviour model for the learned world, instead of the shipped one, or small or large."""
     start_from: Path | None = None
     """Folder of a driver to go on with (`model` of another training, `train clone` for one); it is scored first, as update 0."""
     reward: str = "nuplan"

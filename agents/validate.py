@@ -65,7 +65,7 @@ class Validate:
     seeds: tuple[int, ...] = (0,)
     """Scenario i is driven with seed + i, once for each."""
     weights: Path | None = None
-    """Folder of a trained behaviour model for the learned world, instead of the shipped one."""
+    """Folder of a trained behaviour model for the learned world, instead of the shipped one, or small or large."""
     trained: str | None = None
     """A policy (RUN/model) that was trained in the learned world alone: for lift and exploitability, not the ranking."""
     untrained: str | None = None

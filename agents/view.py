@@ -46,7 +46,7 @@ class View:
     scenes: str = "demo"
     """Folder of a data set, FOLDER:GLOB for some of its scenes by id, or demo for the shipped ones."""
     weights: Path | None = None
-    """Folder of a trained behaviour model, instead of the shipped one."""
+    """Folder of a trained behaviour model, instead of the shipped one, or small or large."""
     limit: int = 1
     """Film so many of the scenes, the first ones."""
     horizon: int | None = None

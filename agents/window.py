@@ -75,7 +75,7 @@ class Drive:
     reward: str = "progress"
     """Whose terms are shown: progress, nuplan, epdms."""
     weights: Path | None = None
-    """Folder of a trained behaviour model for the learned worlds, instead of the shipped one."""
+    """Folder of a trained behaviour model for the learned worlds, instead of the shipped one, or small or large."""
     seed: int = 0
     """Of the others' futures."""
     steps: int | None = None

@@ -8,6 +8,7 @@ from worldloop.worldmodel.dynamics import KinematicBicycle, Motion
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
 from worldloop.worldmodel.scene import stack
+from worldloop.worldmodel.shipped import SHIPPED_WEIGHTS, model_folder
 from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
@@ -232,3 +233,14 @@ def test_a_state_file_of_another_kind_is_refused(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_state(path)
+
+
+def test_shipped_weights_have_names(tmp_path, monkeypatch):
+    """None and the sizes name what the package brings; a folder of such a name in the working directory goes first."""
+    monkeypatch.chdir(tmp_path)
+    assert model_folder(None) == SHIPPED_WEIGHTS
+    counts = [sum(p.numel() for p in LearnedWorld.from_pretrained(size).model.parameters()) for size in ("small", None, "large")]
+    assert counts == sorted(set(counts))
+    assert str(model_folder("runs/mine")) == "runs/mine"
+    (tmp_path / "small").mkdir()
+    assert str(model_folder("small")) == "small"

@@ -13,7 +13,15 @@ SHIPPED_WEIGHTS, SHIPPED_SIGNALS = ASSETS / "behavior", ASSETS / "signals"
 SHIPPED_CAMERA, SHIPPED_VIDEO = ASSETS / "camera", ASSETS / "camera_video"
 """The driving camera, which paints layouts, and the real one, which is moved by actions alone."""
 
+SIZES = {"small": ASSETS / "behavior_small", "large": ASSETS / "behavior_large"}
+"""Behaviour models of other sizes, by the name that every `weights` argument takes."""
+
 
 def model_folder(weights: Path | str | None) -> Path:
-    """Return the folder of a behaviour model: the shipped one if None."""
-    return SHIPPED_WEIGHTS if weights is None else Path(weights)
+    """Return the folder of a behaviour model: the shipped one if None, one of `SIZES` by its name, else the folder itself.
+
+    A folder of that name in the working directory goes before a name.
+    """
+    if weights is None:
+        return SHIPPED_WEIGHTS
+    return Path(weights) if Path(weights).exists() else SIZES.get(str(weights), Path(weights))

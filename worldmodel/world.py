@@ -244,7 +244,7 @@ class LearnedWorld:
     def from_pretrained(
         cls, folder: Path | str | None = None, temperature: float = TEMPERATURE, epsilon: float = EPSILON
     ) -> LearnedWorld:
-        """Return the world of a model folder, or of the weights that the package ships.
+        """Return the world of a model folder, or of the weights that the package ships (also "small" and "large").
 
         Raises:
             ValueError: the folder holds no model, or its parts do not belong together.
