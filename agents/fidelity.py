@@ -255,9 +255,9 @@ def run_fidelity(args: Fidelity) -> int:
                 failures.note(sources[text].ids[number], error)
         failures.refuse_all(len(scenes))
         failures.write(run.folder)
-        for text in sources:
+        for path in {dataset.path for dataset in sources.values()}:  # a data set's scenes belong together however they are named
             for name in worlds:
-                finish_rows([row for row in rows if (row["data_set"], row["world"]) == (text, name)], args.config)
+                finish_rows([r for r in rows if (sources[r["data_set"]].path, r["world"]) == (path, name)], args.config)
         by_world = {name: [row for row in rows if row["world"] == name] for name in worlds}
         summary = [{"world": name} | summarise(found, by_world[LOG], args.seed) for name, found in by_world.items()]
         write_csv(run.folder / "scenes.csv", rows)

@@ -114,7 +114,7 @@ def test_an_interrupted_training_says_so_and_no_steps_are_refused(args, monkeypa
     assert "--resume" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="go on with it by --resume"):
         main(args)
-    with pytest.raises(ValueError, match="found --steps 0"):
+    with pytest.raises(ValueError, match="--steps: found 0"):
         main(replace(args, steps=0))
 
 
@@ -180,3 +180,27 @@ def test_a_mirrored_scene_is_valid_and_its_mirror_is_itself():
             assert left > 0  # the road lies on the left of its edges still
     with pytest.raises(ValueError, match="found lane links"):
         mirror(straight_road())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"batch": 0}, "--batch: found 0"),
+        ({"noise": 0}, "--noise 0"),
+        ({"closed_loop": -3}, "--closed-loop -3"),
+        ({"closed_loop": 4}, "wanted --start-from with it"),
+        ({"average": 2.0}, "--average: found 2.0"),
+        ({"learning_rate": 0.0}, "--learning-rate: found 0.0"),
+    ],
+)
+def test_numbers_that_no_training_can_have_leave_no_folder(tmp_path, wrong, told):
+    path = tmp_path / "scenes"
+    with ShardWriter(path) as writer:
+        writer.add(straight_road())
+    args = Args(data=(str(path),), validation=(str(path),), out=tmp_path / "run")
+    with pytest.raises(ValueError, match=told):
+        main(replace(args, **wrong))
+    for weight in ("-1", "0", "nan"):
+        with pytest.raises(ValueError, match="wanted a number above 0"):
+            main(replace(args, data=(f"{path}={weight}",)))
+    assert not args.out.exists()

@@ -113,6 +113,8 @@ class Source:
             share = float(weight or 1)
         except ValueError:
             raise ValueError(f"--data {text}: the weight {weight!r} is not a number") from None
+        if not (math.isfinite(share) and share > 0):
+            raise ValueError(f"--data {text}: found weight {share:g}, wanted a number above 0")
         dataset = SceneDataset.named(place)
         return cls(dataset.path.name, dataset, share)
 
@@ -377,6 +379,22 @@ def find_vocabulary(sources: Sequence[Source], args: Args) -> MotionVocabulary:
     return build_vocabulary(collect_motions(scenes(), ticks), sizes, generator)
 
 
+def require_ranges(args: Args) -> None:
+    """Refuse numbers that no training can have. Raises ValueError: the message names the argument."""
+    for name in ("steps", "evaluate_every", "batch", "agents", "polylines", "decisions", "vehicle_tokens", "other_tokens"):
+        if (found := getattr(args, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: found {found}, wanted at least 1")
+    if not args.learning_rate > 0:
+        raise ValueError(f"--learning-rate: found {args.learning_rate}, wanted more than 0")
+    for name in ("dropout", "average"):
+        if not 0 <= (found := getattr(args, name)) < 1:
+            raise ValueError(f"--{name}: found {found}, wanted 0 or more and less than 1")
+    if args.noise < 1 or args.closed_loop < 0:
+        raise ValueError(f"found --noise {args.noise}, --closed-loop {args.closed_loop}: wanted at least 1 and at least 0")
+    if args.closed_loop and not args.start_from and not args.resume:
+        raise ValueError("--closed-loop: wanted --start-from with it: a network that knows nothing cannot drive itself")
+
+
 def main(args: Args) -> Path:
     """Train; return the folder of the finished model.
 
@@ -389,8 +407,7 @@ def main(args: Args) -> Path:
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
     trained, kept = ({id.partition(DERIVED)[0] for source in group for id in source.dataset.ids} for group in (sources, held_out))
-    if args.steps < 1 or args.evaluate_every < 1:
-        raise ValueError(f"found --steps {args.steps} and --evaluate-every {args.evaluate_every}, wanted at least 1 of each")
+    require_ranges(args)
     if args.start_from and args.model:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
     if shared := trained & kept:
