@@ -38,7 +38,7 @@ from ..worldmodel.open_loop import (
     simulate,
 )
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
-from ..worldmodel.scene import TIME_STEP, Scene
+from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
@@ -208,13 +208,15 @@ class OwnWorld:
 
     def reset(self, scenes: Scene, key: Tensor) -> State:
         """See `World.reset`."""
-        return self._asked("reset", len(scenes), scenes, key)
+        return self._asked("reset", scenes.valid[:, :, HISTORY_STEPS], scenes, key)
 
     def step(self, state: State, ego: Motion | None) -> State:
         """See `Simulator.step`."""
-        return self._asked("step", len(state), state, ego)
+        return self._asked("step", state.valid, state, ego)
 
-    def _asked(self, method: str, count: int, *arguments: Any) -> State:
+    def _asked(self, method: str, present: Tensor, *arguments: Any) -> State:
+        """Ask the world; of those `present` (B, A) nobody may vanish, or who is hard to predict would not count."""
+        count = len(present)
         try:
             found = getattr(self.world, method)(*arguments)
         except Exception as error:
@@ -224,6 +226,10 @@ class OwnWorld:
         if not isinstance(found, State) or len(found) != count:
             what = f"a State of {len(found)} scenes" if isinstance(found, State) else f"a {type(found).__name__}"
             raise ValueError(f"the world's {method} returned {what}, wanted a State of {count} scenes")
+        if found.valid.shape != present.shape or (present & ~found.valid).any():
+            raise ValueError(f"the world's {method} let road users vanish: wanted {tuple(present.shape)} with all who were there")
+        if not (found.position[present].isfinite().all() and found.heading[present].isfinite().all()):
+            raise ValueError(f"the world's {method} returned places or headings that are NaN or infinite")
         return found
 
 

@@ -116,11 +116,24 @@ def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
     assert "weights_checksum" not in results
     broken = "worlds = {}\n\nclass Broken(type(straight)):\n    def step(self, state, ego):\n        return worlds['mars']\n"
     nothing = "\n\nclass Nothing(type(straight)):\n    def reset(self, scenes, key):\n        pass\n"
-    (tmp_path / "my_broken_world.py").write_text(text + broken + nothing)
+    lost = """
+from dataclasses import replace
+
+class Lost(type(straight)):
+    def step(self, state, ego):
+        return replace(super().step(state, ego), valid=state.driven)
+
+class Nowhere(type(straight)):
+    def step(self, state, ego):
+        return replace(super().step(state, ego), heading=state.heading * float("nan"))
+"""
+    (tmp_path / "my_broken_world.py").write_text(text + broken + nothing + lost)
     place = f"{tmp_path / 'my_broken_world.py'}:9"
     for world, told in (
         ("my_broken_world:Broken", f"hand/0: the world's step raised KeyError: 'mars' ({place})"),
         ("my_broken_world:Nothing", "hand/0: the world's reset returned a NoneType, wanted a State of 2 scenes"),
+        ("my_broken_world:Lost", "hand/0: the world's step let road users vanish"),
+        ("my_broken_world:Nowhere", "hand/0: the world's step returned places or headings that are NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=f"of 2 scenes all failed, the first one: {re.escape(told)}"):
             run_fidelity(Fidelity(scenes=roads, world=world, rollouts=2, out=tmp_path / "broken"))
