@@ -20,9 +20,10 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.files import write_csv, write_text
 from ..worldmodel.run import dated_folder, whole_run
+from ..worldmodel.shipped import SIZES
 from ..worldmodel.uncertainty import weights_checksum
 from .bootstrap import cell
-from .records import finished_record, training_stages, without_folders
+from .records import finished_record, renew_text, training_stages, without_folders
 
 SAMPLING = ("temperature", "epsilon", "top_p")
 """Arguments of a measurement that say how the world draws; top_p is of runs from before epsilon."""
@@ -45,6 +46,12 @@ COLUMNS = {
 }
 """Figures of a row: heading, factor, places."""
 
+TEXTS = {"row": "row", "change": "changed"}
+"""What else stands in a row: heading."""
+
+BEGIN, END = "<!-- sizes table: written by `worldloop compare` -->", "<!-- end of the sizes table -->"
+"""Between these lines of a README the table is put."""
+
 Row = dict[str, Any]
 
 
@@ -63,6 +70,8 @@ class Compare:
     """Run folders of counterfactual, endurance and calibrate, which find their row by weights and sampling."""
     out: Path | None = None
     """Run folder, runs/compare-DATE if not given."""
+    readme: Path | None = None
+    """README whose table of sizes is to be renewed: the same figures, without what was changed."""
 
 
 def run_compare(args: Compare) -> Path:
@@ -88,6 +97,8 @@ def run_compare(args: Compare) -> Path:
     for row, (before, after) in zip(table[1:], pairwise(recipes), strict=True):
         row["change"] = "; ".join(_changes(before, after)) or "nothing that is recorded"
     out = args.out or dated_folder("compare")
+    if args.readme is not None:
+        renew_text(args.readme, BEGIN, END, "\n".join(_lines(table, ("row", *_shown(table)))))
     with whole_run(out, "compare", asdict(args), 0) as run:
         write_csv(run.folder / "steps.csv", table)
         write_text(run.folder / "steps.md", _markdown(table, recipes))
@@ -165,10 +176,12 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if world != "learned":
         return {"world": world}
     sampling = {name: record["arguments"].get(name, "off") for name in SAMPLING}
-    if weights is None:
-        return {"weights": f"shipped, checksum {record['results']['weights_checksum']}", "sampling": sampling}
-    if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
+    shipped = weights is None or (weights in SIZES and not Path(weights).is_dir())
+    if not shipped and (not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]):
         raise ValueError(f"{folder}: scored weights that {weights} does not hold any more: score them again")
+    if shipped or not (Path(weights).parent / "run.json").is_file():  # copied away from where they were trained
+        named = without_folders(weights) if weights else "shipped"
+        return {"weights": f"{named}, checksum {record['results']['weights_checksum']}", "sampling": sampling}
     stages = training_stages(Path(weights).parent)
     trained = {
         f"stage {number}": {name: without_folders(value) for name, value in stage["arguments"].items() if name not in UNRELATED}
@@ -214,10 +227,15 @@ def _shown(rows: Sequence[Row]) -> list[str]:
     return [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
 
 
+def _lines(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Return a Markdown table of the rows' `names`, figures with their intervals."""
+    headings = [COLUMNS[name][0] if name in COLUMNS else TEXTS[name] for name in names]
+    cells = [[_cell(row, name) if name in COLUMNS else row[name] for name in names] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(names), *cells)]
+
+
 def _markdown(rows: Sequence[Row], recipes: Sequence[Mapping[str, Any]]) -> str:
-    names = _shown(rows)
-    lines = [f"| row | changed | {' | '.join(COLUMNS[name][0] for name in names)} |", "|---" * (len(names) + 2) + "|"]
-    lines += [f"| {row['row']} | {row['change']} | {' | '.join(_cell(row, name) for name in names)} |" for row in rows]
+    lines = _lines(rows, ("row", "change", *_shown(rows)))
     for row, recipe in zip(rows, recipes, strict=True):
         lines += ["", f"Recipe of {row['row']}:", "", "```json", json.dumps(recipe, indent=2), "```"]
     return "\n".join(lines) + "\n"

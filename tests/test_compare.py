@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from worldloop.agents.bootstrap import cell, interval, resampled
-from worldloop.agents.compare import Compare, run_compare
+from worldloop.agents.compare import BEGIN, END, Compare, run_compare
 from worldloop.worldmodel.uncertainty import weights_checksum
 
 
@@ -143,6 +143,37 @@ def test_shipped_weights_are_a_row(runs, tmp_path):
     shipped = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights=None)
     out = run_compare(Compare((shipped, runs[0]), out=tmp_path / "out"))
     assert '"weights": "shipped, checksum ' in (out / "steps.md").read_text()
+
+
+def test_weights_by_name_and_copied_ones_are_rows_too(runs, tmp_path, monkeypatch):
+    """Shipped in another size, or copied away from their training: no recipe is beside them, the figures are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "model.safetensors").write_text("other weights")
+    named = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights="small")
+    copied = fidelity(tmp_path / "t", tmp_path / "first", weights=str(tmp_path / "copied"))
+    record = json.loads((copied / "run.json").read_text())
+    record["results"]["weights_checksum"] = weights_checksum(tmp_path / "copied")
+    (copied / "run.json").write_text(json.dumps(record))
+    text = (run_compare(Compare((named, copied), out=tmp_path / "out")) / "steps.md").read_text()
+    assert '"weights": "small, checksum ' in text
+    assert '"weights": "copied, checksum ' in text
+
+
+def test_the_figures_go_into_a_readme_without_what_changed(runs, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="no lines"):
+        run_compare(Compare(runs, out=tmp_path / "none", readme=readme))
+    assert not (tmp_path / "none").exists()
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    run_compare(Compare(runs, out=tmp_path / "out", readme=readme))
+    lines = readme.read_text().splitlines()
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert lines[2].startswith("| row | RMM, of the log's | minADE (m) |")
+    assert [line.split(" | ")[0] for line in lines[4:7]] == ["| a", "| b", "| c"]
+    assert "old" not in lines
 
 
 def test_one_scene_has_a_figure_and_no_interval():

@@ -241,6 +241,7 @@ def test_shipped_weights_have_names(tmp_path, monkeypatch):
     assert model_folder(None) == SHIPPED_WEIGHTS
     counts = [sum(p.numel() for p in LearnedWorld.from_pretrained(size).model.parameters()) for size in ("small", None, "large")]
     assert counts == sorted(set(counts))
-    assert str(model_folder("runs/mine")) == "runs/mine"
+    with pytest.raises(ValueError, match="runs/mine: no such folder of weights; by name there are small and large"):
+        model_folder("runs/mine")
     (tmp_path / "small").mkdir()
     assert str(model_folder("small")) == "small"

@@ -255,8 +255,8 @@ class LearnedWorld:
 
         place = model_folder(folder)
         signals = SignalModel.from_pretrained(SHIPPED_SIGNALS)
-        calibration = Calibration.load(place, temperature=temperature, epsilon=epsilon)
-        return cls(BehaviorModel.from_pretrained(place), temperature, epsilon, calibration, signals)
+        model = BehaviorModel.from_pretrained(place)  # first: of broken weights no calibration can be right
+        return cls(model, temperature, epsilon, Calibration.load(place, temperature=temperature, epsilon=epsilon), signals)
 
     def horizon(self, scenes: Scene) -> None:
         """No end."""
