@@ -46,7 +46,8 @@ class Stage:
         self.scenery = scenery
         self.still = len(scenery.mesh)
         self.seed = seed_of(scene.id[row])
-        fine, coarse = (_crowd(scene, row, self.seed, fine) for fine in (True, False))
+        paints = paint_of(scene.take([row]))[0].tolist()
+        fine, coarse = (_crowd(scene, row, paints, self.seed, fine) for fine in (True, False))
         mesh = join([scenery.mesh, fine, coarse])
         self.corner, self.normal = torch.from_numpy(mesh.corner), torch.from_numpy(mesh.normal)
         self.part, self.owner = torch.from_numpy(mesh.part), torch.from_numpy(mesh.owner)
@@ -67,10 +68,10 @@ class Stage:
         self.pools, self.pools_corner = light_pools(scenery.lamps, low, low + size)
 
 
-def _crowd(scene: Scene, row: int, seed: int, fine: bool) -> Mesh:
+def _crowd(scene: Scene, row: int, paints: list[list[float]], seed: int, fine: bool) -> Mesh:
     """The bodies of all agents of scene `row`, each at the origin, looking along +x."""
     present = scene.valid[row].any(dim=-1).nonzero()[:, 0].tolist()
-    sizes, kinds, paints = scene.size[row].tolist(), scene.kind[row].tolist(), paint_of(scene)[row].tolist()
+    sizes, kinds = scene.size[row].tolist(), scene.kind[row].tolist()
     return join(
         [
             body(AgentKind(kinds[a]), tuple(sizes[a]), paints[a], (seed, a), fine).placed((0.0, 0.0), owner=a)  # type: ignore[arg-type]

@@ -85,10 +85,11 @@ def build_scenery(scene: Scene, row: int) -> Scenery:
     way = shapely.LineString(way)
     buildings, plots, centre = _buildings(roads, way, random)
     free = shapely.union_all([roads.road.buffer(1.0), roads.taken.buffer(0.8), *plots])
-    views = _views(scene, row)
+    boards = signal_boards(scene.take([row]))
+    views = _views(scene, row, boards)
     trees = _trees(roads, way, free.union(views), random)
     lamps, heads = _lamps(roads, way, views)
-    meshes = [*buildings, *trees, *lamps, *_signals(scene, row, roads.road)]
+    meshes = [*buildings, *trees, *lamps, *_signals(scene, row, boards, roads.road)]
     return Scenery(paint_ground(scene, row, roads), join(meshes), torch.from_numpy(centre).float(), heads)
 
 
@@ -189,14 +190,14 @@ def _tree(random: np.random.Generator) -> Mesh:
     return join(made)
 
 
-def _views(scene: Scene, row: int) -> BaseGeometry:
-    """Where drivers look along to a signal, from their lane to its board: nothing may stand there."""
-    boards, headings, _ = signal_boards(scene.take([row]))
+def _views(scene: Scene, row: int, boards: tuple[Tensor, Tensor, Tensor]) -> BaseGeometry:
+    """Where drivers look along to a signal, from their lane to its board (`signal_boards`): nothing may stand there."""
+    place, heading, _ = (values[0] for values in boards)
     views = []
     for signal in scene.signal_valid[row].any(dim=-1).nonzero()[:, 0].tolist():
-        turn = float(headings[0, signal])
+        turn = float(heading[signal])
         ahead, left = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
-        board, stop = boards[0, signal].double().numpy(), scene.signal_position[row, signal, :2].double().numpy()
+        board, stop = place[signal].double().numpy(), scene.signal_position[row, signal, :2].double().numpy()
         ends = ((board, VIEW_WIDTH[0]), (stop - VIEW_LENGTH * ahead, VIEW_WIDTH[1]))
         views.append(shapely.MultiPoint([end + side * half * left for end, half in ends for side in (-1, 1)]).convex_hull)
     return shapely.union_all(views)
@@ -223,9 +224,9 @@ def _lamps(roads: Roads, way: shapely.LineString, views: BaseGeometry) -> tuple[
     return meshes, np.array(heads).reshape(-1, 2)
 
 
-def _signals(scene: Scene, row: int, road: BaseGeometry) -> list[Mesh]:
+def _signals(scene: Scene, row: int, boards: tuple[Tensor, Tensor, Tensor], road: BaseGeometry) -> list[Mesh]:
     """The boards where `signal_boards` hangs them; a pole stands off the road, with an arm where that is farther away."""
-    place, heading, pole = (values[0] for values in signal_boards(scene.take([row])))
+    place, heading, pole = (values[0] for values in boards)
     meshes = []
     for signal in scene.signal_valid[row].any(dim=-1).nonzero()[:, 0].tolist():
         middle, turn = place[signal].double().numpy(), float(heading[signal])

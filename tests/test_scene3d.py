@@ -12,7 +12,7 @@ import torch
 import worldloop.envs  # noqa: F401
 from scenes import CONE, EGO, LEADER, PEDESTRIAN, several_roads, straight_road
 from worldloop.agents.cli import main
-from worldloop.worldmodel.perspective import LAYOUT_CHANNELS, perspective_layout
+from worldloop.worldmodel.perspective import LAYOUT_CHANNELS, perspective_layout, signal_boards
 from worldloop.worldmodel.raster import road_pieces
 from worldloop.worldmodel.rig import APPEARANCES, RIGS, Camera, Rig
 from worldloop.worldmodel.scene import AgentKind, Scene, SignalState
@@ -166,7 +166,7 @@ def test_a_signal_shows_its_state() -> None:
 def test_nothing_stands_between_drivers_and_their_signal() -> None:
     """The lane is 3.5 m wide, its signal hangs 0.8 m beside it: lamps and trees along the road leave the way to it open."""
     scene = straight_road()
-    view = _views(scene, 0)
+    view = _views(scene, 0, signal_boards(scene))
     board, driver = shapely.Point(80.0, -1.75 - 0.8), shapely.Point(80.0 - 45.0, 0.0)
     assert view.covers(shapely.LineString([board, driver]))
     assert not view.intersects(shapely.Point(80.0 - 45.0, -2.0))

@@ -114,7 +114,7 @@ def perspective_layout(state: State, pieces: RoadPieces, rig: Rig) -> Tensor:
     for name, value in (("heading_cos", box.heading.cos()), ("heading_sin", box.heading.sin())):
         seen[:, LAYOUT_CHANNELS.index(name)] = torch.where(is_agent, (128 + 127 * value).round(), 0.0).to(torch.uint8)
     red = LAYOUT_CHANNELS.index(PAINT_CHANNELS[0])
-    seen[:, red : red + 3] = as_bytes(paint_of(state.scene).flatten(0, 1)[box.agent]) * is_agent[:, None]
+    seen[:, red : red + 3] = as_bytes(paint_of(state.scene)).flatten(0, 1)[box.agent] * is_agent[:, None]
     flat[pixel] = seen
     inverse = view.ground.repeat(batch, 1).flatten()
     inverse[pixel] = 1.0 / depth
