@@ -176,12 +176,13 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if world != "learned":
         return {"world": world}
     sampling = {name: record["arguments"].get(name, "off") for name in SAMPLING}
-    shipped = weights is None or (weights in SIZES and not Path(weights).is_dir())
-    if not shipped and (not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]):
+    bare = {"weights": f"{without_folders(weights or 'shipped')}, checksum {record['results']['weights_checksum']}"}
+    if weights is None or (weights in SIZES and not Path(weights).is_dir()):
+        return bare | {"sampling": sampling}
+    if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
         raise ValueError(f"{folder}: scored weights that {weights} does not hold any more: score them again")
-    if shipped or not (Path(weights).parent / "run.json").is_file():  # copied away from where they were trained
-        named = without_folders(weights) if weights else "shipped"
-        return {"weights": f"{named}, checksum {record['results']['weights_checksum']}", "sampling": sampling}
+    if not (Path(weights).parent / "run.json").is_file():  # copied away from where they were trained
+        return bare | {"sampling": sampling}
     stages = training_stages(Path(weights).parent)
     trained = {
         f"stage {number}": {name: without_folders(value) for name, value in stage["arguments"].items() if name not in UNRELATED}
