@@ -1,8 +1,12 @@
-"""Bootstrap over scenes: how far a figure would move if other scenes had been drawn (Efron, "Bootstrap methods", 1979)."""
+"""Bootstrap over recordings: how far a figure would move if others had been drawn (Efron, "Bootstrap methods", 1979).
+
+Scenes that show the same moments (`worldmodel/data/recordings.py`) are drawn together: copies say nothing twice (the cluster
+bootstrap; Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +25,12 @@ def resampled(count: int, seed: int) -> Tensor:
     """
     many = RESAMPLES if count > 1 else 0
     return torch.randint(count, (many, count), generator=seeded_generator(seed, "bootstrap"))
+
+
+def by_recording(values: Tensor, recording: Sequence[int]) -> Tensor:
+    """Return the sums (C, ...) of values (N, ...) over the scenes of each of C recordings, to be drawn by `resampled(C, ...)`."""
+    _, place = torch.tensor(recording, dtype=torch.int64).unique(return_inverse=True)
+    return values.new_zeros(int(place.max()) + 1, *values.shape[1:]).index_add(0, place, values)
 
 
 def interval(values: Tensor) -> tuple[float | None, float | None]:

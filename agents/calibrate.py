@@ -17,7 +17,7 @@ The coefficients of `uncertainty.py` are fitted as a generalised linear model wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from torch import Tensor
 from ..renderers.reliability import draw_reliability
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.data import SceneDataset
+from ..worldmodel.data.recordings import moments, recordings
 from ..worldmodel.files import write_csv, write_json
-from ..worldmodel.open_loop import logged_ego, logged_futures, scored_agents
+from ..worldmodel.held_out import copies, known
+from ..worldmodel.lineage import Stage, read_stages
+from ..worldmodel.open_loop import logged_ego, logged_futures, present_agents, scored_agents, without_later_signals
 from ..worldmodel.run import dated_folder, seeded_generator, whole_run
 from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.shipped import SHIPPED_SIGNALS, model_folder
@@ -99,13 +102,15 @@ class Rows:
     """Road users at times: n rows of K futures each.
 
     Attributes:
-        scene: (n,) int64 number of the scene. seconds: (n,) after the present.
+        scene: (n,) int64 number of the scene. recording: (n,) int64, the same for scenes that show the same moments.
+        seconds: (n,) after the present.
         moving: (n,) bool, whether it moves more than MOVED in the log.
         error, stated, square: (n, K) metres, metres and m2: the distance to the log, the uncertainty, and the squared spread.
         disagreement: (n,) metres, root mean square distance of the futures from their mean; zero for a single future.
     """
 
     scene: Tensor
+    recording: Tensor
     seconds: Tensor
     moving: Tensor
     error: Tensor
@@ -128,10 +133,11 @@ def observe(world: LearnedWorld, scene: Scene, number: int, rollouts: int, horiz
     """Run the futures of one scene (B = 1) and return its rows, None if the log is too short for a decision or scores nobody."""
     every = world.model.config.decision_ticks
     steps = min(horizon, int(ReplayWorld().horizon(scene)[0])) // every * every
+    scene = present_agents(scene)
     scored = scored_agents(scene)[0]
     if steps < every or not scored.any():
         return None
-    many, moments = scene.repeat(rollouts), []
+    many, moments = without_later_signals(scene).repeat(rollouts), []
     state = world.reset(many, random_keys(seeded_generator(seed, f"calibrate {scene.id[0]}"), rollouts))
     for step in range(1, steps + 1):
         state = world.step(state, logged_ego(many, step))
@@ -148,6 +154,7 @@ def observe(world: LearnedWorld, scene: Scene, number: int, rollouts: int, horiz
     seconds = ((at + 1) * TIME_STEP).expand_as(valid)
     return Rows(
         torch.full((int(valid.sum()),), number),
+        torch.full((int(valid.sum()),), number),  # until all scenes are known
         seconds[valid],
         moving[:, None].expand_as(valid)[valid],
         (position - logged).norm(dim=-1)[valid],
@@ -192,9 +199,9 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
     return float((mine * theirs).sum() / scale) if scale > 0 else None
 
 
-def resamples(scene: Tensor, seed: int) -> Iterator[Tensor]:
-    """Yield RESAMPLES bootstrap samples of rows: whole scenes are drawn, as their rows depend on each other; `scene` (n,)."""
-    numbers, place, count = scene.unique(return_inverse=True, return_counts=True)
+def resamples(recording: Tensor, seed: int) -> Iterator[Tensor]:
+    """Yield RESAMPLES bootstrap samples of rows: all of a recording are drawn together, as they depend on each other; (n,)."""
+    numbers, place, count = recording.unique(return_inverse=True, return_counts=True)
     members = place.argsort(stable=True).split(count.tolist())
     for drawn in resampled(len(numbers), seed).tolist():
         yield torch.cat([members[number] for number in drawn])
@@ -212,7 +219,7 @@ def correlations(rows: Rows, seed: int) -> list[dict[str, Any]]:
         if len(some.error):
             row |= {"stated_metres": float(some.stated.mean()), "measured_metres": float(some.error.mean())}
         error = some.error.mean(1)
-        drawn = list(resamples(some.scene, seed)) if len(error) else []
+        drawn = list(resamples(some.recording, seed)) if len(error) else []
         for measure, value in (("stated", some.stated.mean(1)), ("disagreement", some.disagreement), ("time", some.seconds)):
             again = [rank_correlation(value[sample], error[sample]) for sample in drawn]
             low, high = interval(torch.tensor([each for each in again if each is not None], dtype=torch.float64))
@@ -227,7 +234,9 @@ def reliability(rows: Rows, seed: int) -> list[dict[str, Any]]:
     bins = [part for part in stated.argsort(stable=True).tensor_split(BINS) if len(part)]
     curve = []
     for part in bins:
-        low, high = interval(torch.tensor([float(error[part][sample].mean()) for sample in resamples(rows.scene[part], seed)]))
+        low, high = interval(
+            torch.tensor([float(error[part][sample].mean()) for sample in resamples(rows.recording[part], seed)])
+        )
         mean = {"stated_metres": float(stated[part].mean()), "measured_metres": float(error[part].mean())}
         curve.append({"rows": len(part), **mean, "measured_low": low, "measured_high": high})
     return curve
@@ -271,26 +280,46 @@ def run_calibrate(args: Calibrate) -> int:
     if args.into is not None and (not args.fit or weights_checksum(args.into) != checksum):
         raise ValueError(f"--into {args.into}: wanted --fit, and a folder that holds the weights of {folder}")
     fit, check = _scenes(args.fit, args.limit), _scenes(args.scenes, args.limit)
-    if both := sorted({source.ids[number] for source, number in fit} & {source.ids[number] for source, number in check}):
-        raise ValueError(f"{both[0]}: is in both --fit and --scenes: check on scenes that nothing was fitted on")
+    _require_apart(fit, check)
+    stages = read_stages(folder)
     out = args.out or dated_folder("calibrate")
     failures = Failures()
     results: dict[str, Any] = {"weights_checksum": checksum}
     with whole_run(out, "calibrate", asdict(args), args.seed) as run:
         if args.fit:
-            record = _fit(args, world, fit, checksum, failures)
+            record: dict[str, Any] = _fit(args, world, fit, checksum, failures) | {"known": _known(fit, stages)}
             results["fit"] = record
             write_json(run.folder / CALIBRATION_FILE, record)
             calibration = Calibration(**record["coefficients"])
             world = LearnedWorld(world.model, args.temperature, args.epsilon, calibration, world.signals)
         if args.scenes:
-            results["check"] = _check(args, world, check, run.folder, failures)
+            results["check"] = _check(args, world, check, run.folder, failures) | {"known": _known(check, stages)}
         failures.write(run.folder)
         run.finish(results | {"failed": len(failures)})
     if args.into is not None:
         write_json(args.into / CALIBRATION_FILE, results["fit"])
     _print_results(results, args, out)
     return failures.tell()
+
+
+Scenes = Sequence[tuple[SceneDataset, int]]
+
+
+def _require_apart(fit: Scenes, check: Scenes) -> None:
+    """Raise ValueError if a scene, or a copy of one, is both fitted on and checked."""
+    if both := sorted({source.ids[number] for source, number in fit} & {source.ids[number] for source, number in check}):
+        raise ValueError(f"{both[0]}: is in both --fit and --scenes: check on scenes that nothing was fitted on")
+    if same := copies(*([*dict.fromkeys(source for source, _ in group)] for group in (fit, check))):
+        raise ValueError(
+            f"{same[0][0]} of --scenes shows the same recorded moments as {same[0][1]} of --fit: leave one of both out"
+        )
+
+
+def _known(scenes: Scenes, stages: Sequence[Stage]) -> int:
+    """How many of the scenes the weights know from their training."""
+    return len(
+        known([*dict.fromkeys(source for source, _ in scenes)], stages) & {source.ids[number] for source, number in scenes}
+    )
 
 
 def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDataset, int]]:
@@ -303,17 +332,17 @@ def _scenes(sources: Sequence[str], limit: int | None) -> list[tuple[SceneDatase
     return found
 
 
-def _observe_all(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], title: str, failures: Failures
-) -> Rows:
+def _observe_all(args: Calibrate, world: LearnedWorld, scenes: Scenes, title: str, failures: Failures) -> Rows:
     """Return the rows of all scenes; what is wrong with those that fail is added to `failures`."""
-    parts = []
+    parts, places = [], [torch.zeros(0, dtype=torch.int64)] * len(scenes)
     for number, (source, place) in enumerate(track(scenes, title, console=Console(stderr=True))):
         try:
-            rows = observe(world, source.load(place), number, args.rollouts, args.horizon, args.seed)
+            scene = source.load(place)
+            rows = observe(world, scene, number, args.rollouts, args.horizon, args.seed)
         except SCENE_ERRORS as error:
             failures.note(source.ids[place], error)
             continue
+        places[number] = moments(scene)
         if rows is not None:
             parts.append(rows)
     if not parts or not sum(len(part.error) for part in parts):
@@ -322,12 +351,11 @@ def _observe_all(
             f"none of the {len(scenes)} scenes shows a scored road user after the first decision{failed}: give longer logs, or a "
             f"longer --horizon than {args.horizon}"
         )
-    return Rows.join(parts)
+    rows = Rows.join(parts)
+    return replace(rows, recording=torch.tensor(recordings(places))[rows.scene])
 
 
-def _fit(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], checksum: int, failures: Failures
-) -> dict[str, Any]:
+def _fit(args: Calibrate, world: LearnedWorld, scenes: Scenes, checksum: int, failures: Failures) -> dict[str, Any]:
     """Return what `uncertainty.json` holds: the coefficients, and what they were fitted to."""
     rows = _observe_all(args, world, scenes, "fitting", failures)
     return {
@@ -343,9 +371,7 @@ def _fit(
     }
 
 
-def _check(
-    args: Calibrate, world: LearnedWorld, scenes: Sequence[tuple[SceneDataset, int]], folder: Path, failures: Failures
-) -> dict[str, Any]:
+def _check(args: Calibrate, world: LearnedWorld, scenes: Scenes, folder: Path, failures: Failures) -> dict[str, Any]:
     """Return the figures of what the world states on these scenes, and write the files."""
     before = len(failures)
     rows = _observe_all(args, world, scenes, "checking", failures)
@@ -383,6 +409,10 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
     if (fit := results.get("fit")) is not None:
         told = ", ".join(f"{name} {value:.3f}" for name, value in fit["coefficients"].items())
         console.print(f"fitted on {counted(fit['count'], 'scene')}: {told}", markup=False)
+        if fit["known"]:
+            console.print(
+                f"{fit['known']} of them the weights know from their training: on others expect larger errors", markup=False
+            )
     if (check := results.get("check")) is not None:
         table = Table("road users", "rows", "error (m)", "stated (m)", "rank correlation", "of disagreement", "of time alone")
         table.title = f"{counted(check['scenes'], 'scene')}, {counted(args.rollouts, 'future')} each; in brackets: 95 % interval"
@@ -397,6 +427,8 @@ def _print_results(results: Mapping[str, Any], args: Calibrate, out: Path) -> No
         console.print(f"mean error above {args.tolerance:g} m from: {told[0]} as stated, {told[1]} as measured", markup=False)
         if not check["calibrated"]:
             console.print("these weights have no uncertainty.json: what is stated ranks, but is not the size of the error")
+        if check["known"]:
+            console.print(f"{counted(check['known'], 'scene')} among these the weights know from their training: no fair check")
         if check["left_out"]:
             console.print(f"{counted(check['left_out'], 'scene')} left out: no scored road user is seen after the first decision")
     if args.into is not None:

@@ -12,7 +12,8 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.camera import WEIGHTS_FILE, camera_checksum, load_camera
 from ..worldmodel.files import write_text
-from .records import finished_record, renew_text, ship, without_folders
+from ..worldmodel.lineage import without_folders
+from .records import finished_record, renew_text, ship
 
 BEGIN, END = "<!-- {name} table: written by `worldloop card camera` -->", "<!-- end of the {name} table -->"
 """Between these lines of a README the table of a camera is put; the name is that of its folder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +12,22 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.behavior import BehaviorModel
 from ..worldmodel.files import write_text
-from ..worldmodel.run import read_metrics
+from ..worldmodel.lineage import TRAINING_FILE, Stage, patterns, read_stages, without_folders
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
-from .bootstrap import cell
-from .records import finished_record, renew_text, ship, training_stages, without_folders
+from .card_tables import endurance_table, fidelity_table, reactions_table, uncertainty_table
+from .records import finished_record, renew_text, ship
 
-MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors")
+MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors", TRAINING_FILE)
 
-BEGIN, END = "<!-- fidelity table: written by `worldloop card` -->", "<!-- end of the fidelity table -->"
-"""Between these lines of a README the table of the fidelity run is put."""
+BEGIN, END = "<!-- {name} table: written by `worldloop card` -->", "<!-- end of the {name} table -->"
+"""Between these lines of a README a table is put: fidelity, reactions, endurance or uncertainty."""
+
+BESIDE = {
+    "counterfactual": ("reactions", "How others answer the ego", reactions_table),
+    "endurance": ("endurance", "Over a minute", endurance_table),
+    "calibrate": ("uncertainty", "", uncertainty_table),
+}
+"""By the command of a run beside the fidelity run: its table's name, the heading in the card, and what writes it."""
 
 BOLOGNA = "a Bologna network and its demand from the SUMO scenarios (DLR, EPL-2.0), driven with SUMO."
 ORIGINS = {
@@ -38,10 +45,10 @@ ORIGINS = {
 STAGE = """{number}. `worldloop train behavior` with
 
 ```json
-{arguments}
+{asked}
 ```
 
-{steps} optimiser steps in {seconds:.0f} seconds on {cores} CPU cores, validations apart. Last validation: cross entropy
+{optimiser_steps} optimiser steps in {seconds:.0f} seconds on {cores} CPU cores, validations apart. Last validation: cross entropy
 {validation_loss:.3f} nats a token."""
 
 CARD = """# Behaviour model of the learned world
@@ -57,11 +64,12 @@ prediction of real traffic in a vehicle.
 ## Training data
 {data}
 
-Sources, by what the folders hold:
+Sources, by the names of the folders:
 
 {origins}
 
-No weights or numbers come from the validation scenes, but for the choice of the recipe: {validation}.
+The trainer refuses to validate on what any stage was trained on, by name and as copies. Held out, but for the choice of the
+recipe: {validation}.
 
 ## Recipe
 {recipe}
@@ -69,13 +77,13 @@ No weights or numbers come from the validation scenes, but for the choice of the
 ## How good it is
 {table}
 
-## How unsure it says it is
+{beside}## How unsure it says it is
 {uncertainty}
 
 ## Limits
 Beyond the end of a log, signals go on as a network of their own predicts (`assets/signals`). Nobody enters or leaves, unless the
-world is `learned_open`, where that follows rules. Where a map has no lanes (PandaSet) road users keep to what they see of each
-other and of the lane markings. Real data are few and all from the United States.
+world is `learned_open`, where that follows rules. Where a map has no lanes road users keep to what they see of each other and of
+the lane markings. What the training data do not show it does not know.
 """
 
 UNCALIBRATED = """Not calibrated: `State.uncertainty` is the spread of what the model thinks possible. It ranks, but is not the
@@ -90,9 +98,12 @@ class Card:
     """
 
     training: Annotated[Path, Positional, arg(metavar="TRAINING")]
-    """Finished run folder of `worldloop train behavior`."""
+    """Finished run folder of `worldloop train behavior`, or a folder of weights that say what they were trained on
+    (training.json), such as those that are shipped."""
     fidelity: Annotated[Path, Positional, arg(metavar="FIDELITY")]
     """Run folder of `worldloop fidelity` with these weights."""
+    beside: Annotated[tuple[Path, ...], arg(name="with")] = ()
+    """Run folders of counterfactual, endurance and calibrate (with --scenes) with these weights, for tables of their own."""
     folder: Path = Path("assets/behavior")
     """Where the weights and their card go."""
     readme: Path | None = None
@@ -106,12 +117,19 @@ def run_card(args: Card) -> None:
         ValueError: a run is not finished or of another command, the figures are of other weights or of scenes that were not held
             out, or the README has no place for the table.
     """
-    stages, fidelity = training_stages(args.training), finished_record(args.fidelity, "fidelity")
-    _check_fit(args, stages[-1][1], fidelity)
-    model = BehaviorModel.from_pretrained(args.training / "model")
-    calibrated = Calibration.load(args.training / "model") is not None
-    table = fidelity_table(fidelity)
-    sources = {without_folders(source).partition("=")[0]: None for _, run in stages for source in run["arguments"]["data"]}
+    model_folder = _trained(args.training)
+    stages = read_stages(model_folder)
+    if not stages:
+        raise ValueError(f"{model_folder}: holds no {TRAINING_FILE}, so nobody can say what it was trained on: train it again")
+    fidelity = finished_record(args.fidelity, "fidelity")
+    records = [(folder, finished_record(folder, *BESIDE)) for folder in args.beside]
+    for folder, record in ((args.fidelity, fidelity), *records):
+        _check_fit(model_folder, stages, folder, record)
+    tables = {"fidelity": fidelity_table(fidelity)}
+    tables |= {BESIDE[record["command"]][0]: BESIDE[record["command"]][2](record) for _, record in records}
+    model = BehaviorModel.from_pretrained(model_folder)
+    calibrated = Calibration.load(model_folder) is not None
+    sources = {source.partition("=")[0]: None for stage in stages for source in stage["arguments"]["data"]}
     text = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()),
         checksum=model.config.vocabulary_checksum,
@@ -121,48 +139,34 @@ def run_card(args: Card) -> None:
             f"- `{name}`: {ORIGINS.get(name, 'a set of its own, of which the run says no more.')}"
             for name in dict.fromkeys(source.partition(":")[0] for source in sources)
         ),
-        validation=", ".join(f"`{without_folders(source)}`" for source in stages[-1][1]["arguments"]["validation"]),
-        recipe="\n\n".join(_stage(number, *stage) for number, stage in enumerate(stages, 1)),
-        table=table,
-        uncertainty=_uncertainty(args.training / "model") if calibrated else UNCALIBRATED,
+        validation=", ".join(f"`{source}`" for source in stages[-1]["arguments"]["validation"]),
+        recipe="\n\n".join(_stage(number, stage) for number, stage in enumerate(stages, 1)),
+        table=tables["fidelity"],
+        beside="".join(f"## {head}\n{tables[name]}\n\n" for name, head, _ in BESIDE.values() if head and name in tables),
+        uncertainty="\n\n".join(
+            [
+                _uncertainty(model_folder) if calibrated else UNCALIBRATED,
+                *([tables["uncertainty"]] if "uncertainty" in tables else []),
+            ]
+        ),
     )
     if args.readme is not None:
-        renew_text(args.readme, BEGIN, END, table)
-    ship(args.training / "model", args.folder, (*MODEL_FILES, *([CALIBRATION_FILE] if calibrated else [])))
-    if not calibrated:
-        (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
+        for name, table in tables.items():
+            renew_text(args.readme, BEGIN.format(name=name), END.format(name=name), table)
+    if model_folder.resolve() != args.folder.resolve():
+        ship(model_folder, args.folder, (*MODEL_FILES, *([CALIBRATION_FILE] if calibrated else [])))
+        if not calibrated:
+            (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
     write_text(args.folder / "README.md", text)
-    print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
+    print(f"weights and card: {args.folder}" + (f", tables: {args.readme}" if args.readme else ""))
 
 
-def fidelity_table(record: Mapping[str, Any]) -> str:
-    """Return the summary of a fidelity run as Markdown: what was scored, how, and a row for each world."""
-    arguments = record["arguments"]
-    scenes = ", ".join(f"`{without_folders(source)}`" for source in arguments["scenes"])
-    results = record["results"]
-    first, last = (f"{steps / 10:g}" for steps in results["steps"])
-    lines = [
-        f"{results['worlds'][0]['scenes']} validation scenes ({scenes}), {results['objects']} scored road users, "
-        f"{arguments['rollouts']} futures each over {first} to {last} s (as far as the log goes), the recording car too; "
-        f"temperature {arguments['temperature']:g}, epsilon {arguments['epsilon']:g}. RMM: realism meta-metric of the Waymo sim "
-        f"agents challenge {results['config']}. In brackets: 95 % interval, bootstrap over scenes.",
-        "",
-        "| world | RMM | of the log's | minADE 3 s (m) | minADE (m) | collide (%) | leave the road (%) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in results["worlds"]:
-        cells = [row["world"]]
-        for name in ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate"):
-            if row[name] is None:
-                cells.append("no road edges" if name == "off_road_rate" else "no such value")
-                continue
-            scale, places = (100, 1) if name.endswith("rate") else (1, 2 if name.startswith("min_ade") else 3)
-            cells.append(cell(row, name, scale, places=places))
-        lines.append(f"| {' | '.join(cells)} |")
-    left_out = ", ".join(f"{name.replace('_', ' ')} ({count} scenes)" for name, count in results["left_out"].items())
-    if left_out:
-        lines += ["", f"Left out of the RMM where the data has no such value: {left_out}."]
-    return "\n".join(lines)
+def _trained(place: Path) -> Path:
+    """Return the folder of the weights that a finished training has left, or the folder itself if it holds weights."""
+    if (place / TRAINING_FILE).is_file():
+        return place
+    finished_record(place, "train behavior")
+    return place / "model"
 
 
 def _uncertainty(folder: Path) -> str:
@@ -172,36 +176,34 @@ def _uncertainty(folder: Path) -> str:
     most = f", at most {record['limit']} scenes of each" if record["limit"] else ""
     return (
         f"`State.uncertainty` is the position error to expect, in metres, fitted to {record['rollouts']} futures of each of "
-        f"{record['count']} scenes ({scenes}{most}) at temperature {record['temperature']:g}, epsilon {record['epsilon']:g}."
+        f"{record['count']} scenes ({scenes}{most}; {record['known']} of them known from the training) at temperature "
+        f"{record['temperature']:g}, epsilon {record['epsilon']:g}."
     )
 
 
-def _stage(number: int, folder: Path, record: dict[str, Any]) -> str:
-    """Return what one training run was asked and what it measured, as Markdown."""
-    arguments = {name: without_folders(value) for name, value in record["arguments"].items() if name not in ("out", "resume")}
-    metrics = read_metrics(folder)
-    speeds = [row for row in metrics if "steps_per_second" in row]
-    before = [0, *(row["step"] for row in speeds)]
-    return STAGE.format(
-        number=number,
-        arguments=json.dumps(arguments, indent=2),
-        seconds=sum((row["step"] - first) / row["steps_per_second"] for first, row in zip(before, speeds, strict=False)),
-        cores=record["machine"]["cores"],
-        steps=record["results"]["optimiser_steps"],
-        validation_loss=[row for row in metrics if "validation_loss" in row][-1]["validation_loss"],
-    )
+def _stage(number: int, stage: Mapping[str, Any]) -> str:
+    """Return what one training was asked and what it measured, as Markdown."""
+    told = {name: value for name, value in stage.items() if name != "arguments"}
+    return STAGE.format(number=number, asked=json.dumps(stage["arguments"], indent=2), **told)
 
 
-def _check_fit(args: Card, training: Mapping[str, Any], fidelity: Mapping[str, Any]) -> None:
-    """Refuse a fidelity run of other weights, or on scenes that the training has not held out."""
-    if fidelity["results"].get("weights_checksum") != weights_checksum(args.training / "model"):
+def _check_fit(model_folder: Path, stages: Sequence[Stage], folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a run with other weights, with failures, or on scenes that were not held out from these weights."""
+    results, command, asked = record["results"], record["command"], record["arguments"]["scenes"]
+    if results.get("weights_checksum") != weights_checksum(model_folder):
         raise ValueError(
-            f"{args.fidelity}: scored other weights than those of {args.training}: run "
-            f"`worldloop fidelity --weights {args.training / 'model'}` on the validation scenes"
+            f"{folder}: scored other weights than those of {model_folder}: run `worldloop {command} --weights {model_folder}` on "
+            "the validation scenes"
         )
-    if fidelity["results"].get("failed"):
-        raise ValueError(f"{args.fidelity}: {fidelity['results']['failed']} scenes failed in it, see its failures.csv: mend them")
-    held_out = [without_folders(source) for source in training["arguments"]["validation"]]
-    for source in fidelity["arguments"]["scenes"]:
-        if without_folders(source) not in held_out:
-            raise ValueError(f"{args.fidelity}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")
+    if results.get("failed"):
+        raise ValueError(f"{folder}: {results['failed']} scenes failed in it, see its failures.csv: mend them")
+    if command == "calibrate" and "check" not in results:
+        raise ValueError(f"{folder}: has fitted and checked nothing: run `worldloop calibrate` with --scenes")
+    if command == "counterfactual":  # made scenes, of which none can be among the recorded ones that are held out
+        if (name := without_folders(asked).partition(":")[0]) in patterns(stages):
+            raise ValueError(f"{folder}: intervened in scenes of {name}, which the weights were trained on: take others")
+        return
+    held_out = stages[-1]["arguments"]["validation"]
+    for source in map(without_folders, asked):
+        if source not in held_out:
+            raise ValueError(f"{folder}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")

@@ -19,11 +19,12 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from ..worldmodel.files import write_csv, write_text
+from ..worldmodel.lineage import read_stages, without_folders
 from ..worldmodel.run import dated_folder, whole_run
-from ..worldmodel.shipped import SIZES
+from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
 from .bootstrap import cell
-from .records import finished_record, renew_text, training_stages, without_folders
+from .records import finished_record, renew_text
 
 SAMPLING = ("temperature", "epsilon", "top_p")
 """Arguments of a measurement that say how the world draws; top_p is of runs from before epsilon."""
@@ -176,19 +177,18 @@ def _recipe(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if world != "learned":
         return {"world": world}
     sampling = {name: record["arguments"].get(name, "off") for name in SAMPLING}
-    bare = {"weights": f"{without_folders(weights or 'shipped')}, checksum {record['results']['weights_checksum']}"}
-    if weights is None or (weights in SIZES and not Path(weights).is_dir()):
-        return bare | {"sampling": sampling}
-    if not Path(weights).is_dir() or weights_checksum(Path(weights)) != record["results"]["weights_checksum"]:
-        raise ValueError(f"{folder}: scored weights that {weights} does not hold any more: score them again")
-    if not (Path(weights).parent / "run.json").is_file():  # copied away from where they were trained
-        return bare | {"sampling": sampling}
-    stages = training_stages(Path(weights).parent)
+    place = model_folder(weights)
+    if weights_checksum(place) != record["results"]["weights_checksum"]:
+        raise ValueError(f"{folder}: scored weights that {place} does not hold any more: score them again")
+    stages = read_stages(place)
+    if not stages:  # trained by a release that did not write it down
+        told = f"{without_folders(weights or 'shipped')}, checksum {record['results']['weights_checksum']}"
+        return {"weights": told, "sampling": sampling}
     trained = {
-        f"stage {number}": {name: without_folders(value) for name, value in stage["arguments"].items() if name not in UNRELATED}
-        for number, (_, stage) in enumerate(stages, 1)
+        f"stage {number}": {name: value for name, value in stage["arguments"].items() if name not in UNRELATED}
+        for number, stage in enumerate(stages, 1)
     }
-    config = json.loads((Path(weights) / "config.json").read_text())
+    config = json.loads((place / "config.json").read_text())
     network = {name: value for name, value in config.items() if not name.startswith("vocabulary") and name != "dropout"}
     return {"network": network} | trained | {"sampling": sampling}
 

@@ -7,7 +7,7 @@ some decisions in it (who goes first) hang on centimetres; an agent that changes
 its course answers no intervention and is counted as unsteady instead. Figures, each pooled over scenes:
 
 - sign agreement: the share of the agents affected in SUMO that go slower, the same way, or faster in the learned world as in SUMO
-  (by their travelled distance; in the learned world the mean over the samples);
+  (by their travelled distance; in the learned world the mean over the futures);
 - of the agents that are unaffected in SUMO: how far the intervention moves them in the learned world, how far another random key
   does, and the energy distance of their futures in both branches as a share of its largest value;
 - of the one who follows the ego: how often it collides with the ego, how long it takes to answer, how near it comes.
@@ -92,7 +92,7 @@ class Counterfactual:
     """What the ego is made to do; from a scene in which it cannot be done it is left out."""
     world: Literal["both", "learned"] = "both"
     """learned: without the reference, so without saying who is affected; works on recordings and needs no SUMO."""
-    samples: int = 8
+    rollouts: int = 8
     """Futures of each branch in the learned world."""
     horizon: float = 6.0
     """Seconds after the present; logs have to be so long."""
@@ -136,10 +136,10 @@ def run_counterfactual(args: Counterfactual) -> int:
     out = args.out or dated_folder("counterfactual")
     require_free(out)
     steps = round(args.horizon / TIME_STEP)
-    if args.samples < 2 or steps < 1 or not args.interventions:
+    if args.rollouts < 2 or steps < 1 or not args.interventions:
         raise ValueError(
-            f"found --samples {args.samples}, --horizon {args.horizon:g} and {len(args.interventions)} interventions: "
-            "wanted at least 2 samples, 0.1 s and one intervention"
+            f"found --rollouts {args.rollouts}, --horizon {args.horizon:g} and {len(args.interventions)} interventions: "
+            "wanted at least 2 rollouts, 0.1 s and one intervention"
         )
     scenes = open_scenes(args.scenes)
     scenes = scenes if args.limit is None else scenes.first(args.limit)
@@ -204,7 +204,7 @@ def run_case(scene: Scene, args: Counterfactual, worlds: Mapping[str, World], st
         ValueError: the log is too short, or a world does not repeat itself.
     """
     plan = plan_interventions(scene, args.interventions, steps)
-    keys = random_keys(seeded_generator(args.seed, f"counterfactual {scene.id[0]}"), args.samples)
+    keys = random_keys(seeded_generator(args.seed, f"counterfactual {scene.id[0]}"), args.rollouts)
     traces: Branches = {}
     steady = torch.ones_like(scene.valid[0, :, 0])
     for name, world in worlds.items():

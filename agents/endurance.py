@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..renderers.distributions import draw_curves
 from ..worldmodel.borders import OpenBorders, in_known_area, touching
+from ..worldmodel.data.recordings import moments, recordings
 from ..worldmodel.files import write_csv
 from ..worldmodel.geometry import signed_distance_to_edges
 from ..worldmodel.idm import IdmWorld
@@ -37,7 +38,7 @@ from ..worldmodel.scene import TIME_STEP, AgentKind, PolylineKind, Scene
 from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, State, movable, random_keys
-from .bootstrap import cell, counted, interval, resampled
+from .bootstrap import by_recording, cell, counted, interval, resampled
 from .failures import Failures
 from .rollout import SCENE_ERRORS, open_scenes
 
@@ -159,12 +160,16 @@ def quantile(speeds: Tensor, share: float) -> float | None:
     return float(SPEED_BIN * (int((speeds.cumsum(0) < share * total).sum()) + 0.5)) if total else None
 
 
-def summarise(tallies: Sequence[Tally], window: int, seed: int) -> dict[str, Any]:
-    """Return start, end, ratio and its 95 % interval (bootstrap over scenes) of every figure; None where nothing was counted."""
-    drawn = resampled(len(tallies), seed)
+def summarise(tallies: Sequence[Tally], recording: Sequence[int], window: int, seed: int) -> dict[str, Any]:
+    """Return start, end, ratio and its 95 % interval (over recordings) of every figure; None where nothing was counted.
+
+    `recording` holds for each scene the number of its recording.
+    """
+    drawn = resampled(len(set(recording)), seed)
     sums = torch.stack([tally.sums for tally in tallies])
     ends = torch.stack((sums[..., :window].sum(-1), sums[..., -window:].sum(-1)), dim=1)  # (scenes, 2, sums)
-    result: dict[str, Any] = {"scenes": len(tallies)}
+    ends = by_recording(ends, recording)
+    result: dict[str, Any] = {"scenes": len(tallies), "recordings": len(ends)}
     within = []
     for name, (_, above, below) in FIGURES.items():
         pair = ends[..., [SUMS.index(above), SUMS.index(below)]]
@@ -175,7 +180,7 @@ def summarise(tallies: Sequence[Tally], window: int, seed: int) -> dict[str, Any
         result |= _ratio(name, end / start if start else float("nan"), again[:, 1] / again[:, 0])
         if name != "off_road":
             within.append(start == end or result[f"{name}_ratio"] is not None and abs(result[f"{name}_ratio"] - 1) <= TOLERANCE)
-    speeds = torch.stack([tally.speeds for tally in tallies])
+    speeds = by_recording(torch.stack([tally.speeds for tally in tallies]), recording)
     total = speeds.sum(0)
     middle = SPEED_BIN * (torch.arange(SPEED_BINS) + 0.5)
     mean = lambda counts: (counts * middle).sum(-1) / counts.sum(-1)  # noqa: E731
@@ -226,6 +231,7 @@ def run_endurance(args: Endurance) -> int:
     with whole_run(out, "endurance", asdict(args), args.seed) as run:
         tallies: dict[str, list[Tally]] = {name: [] for name in worlds}
         rows: list[dict[str, Any]] = []
+        places: list[Tensor] = []
         failures = Failures()
         for source, number in track(scenes, "running", console=Console(stderr=True)):
             try:
@@ -235,13 +241,15 @@ def run_endurance(args: Endurance) -> int:
             except SCENE_ERRORS as error:
                 failures.note(source.ids[number], error)
                 continue
+            places.append(moments(scene))
             for name, tally in found.items():
                 tallies[name].append(tally)
                 for second, sums in enumerate(tally.sums.T.tolist()):
                     rows.append({"scene": scene.id[0], "world": name, "second": second} | dict(zip(SUMS, sums, strict=True)))
         failures.refuse_all(len(scenes))
         failures.write(run.folder)
-        summary = [{"world": name} | summarise(found, args.window, args.seed) for name, found in tallies.items()]
+        recording = recordings(places)
+        summary = [{"world": name} | summarise(found, recording, args.window, args.seed) for name, found in tallies.items()]
         write_csv(run.folder / "scenes.csv", rows)
         write_csv(run.folder / "summary.csv", summary)
         curves = {title: {name: _curve(found, *of) for name, found in tallies.items()} for title, *of in FIGURES.values()}
@@ -261,14 +269,15 @@ def _curve(tallies: Sequence[Tally], above: str, below: str) -> list[float | Non
 def _print_table(summary: Sequence[Mapping[str, Any]], args: Endurance, out: Path) -> None:
     console = Console(highlight=False)
     table = Table("figure", *(str(row["world"]) for row in summary))
-    what = f"{counted(summary[0]['scenes'], 'scene')}, {counted(args.rollouts, 'future')} of {args.seconds} s"
+    what = f"{counted(summary[0]['scenes'], 'scene')} of {counted(summary[0]['recordings'], 'recording')}"
+    what += f", {counted(args.rollouts, 'future')} of {args.seconds} s"
     table.title = f"{what}: first {args.window} s, last, ratio"
     for name, (title, _, _) in FIGURES.items():
         table.add_row(title, *(_cell(row, name) for row in summary))
     table.add_row("distance of speeds / mean speed", *(cell(row, "speed_distance_ratio") for row in summary))
     table.add_row(f"all within {TOLERANCE:.0%}, off-road apart", *("yes" if row["within"] else "no" for row in summary))
     console.print(table)
-    console.print("counted: who can move, the ego apart. In brackets: 95 % interval of the ratio over scenes", markup=False)
+    console.print("counted: who can move, the ego apart. In brackets: 95 % interval of the ratio over recordings", markup=False)
     console.print(f"Run record: {out}", markup=False)
 
 

@@ -1,12 +1,17 @@
 """`worldloop fidelity`: how realistic a world's futures are, beside rules, constant velocity and the log itself.
 
-Everyone valid at the present is simulated, the recording car too, 32 times over 8 s or for as long as the log goes on. Scored are
-the agents of `open_loop.scored_agents`, and the recording car. Figures, each a mean over scenes:
+Everyone valid at the present is simulated, the recording car too, 32 times over 8 s or for as long as the log goes on; how its
+signals go on after the present is hidden from all worlds. Scored are the agents of `open_loop.scored_agents`, and the recording
+car. Figures, each a mean over scenes:
 
 - the realism meta-metric and its likelihoods (`envs/realism.py`), and its ratio to what the log itself gets as a simulation;
 - minADE over 3 s and over the whole horizon;
 - the share of scored objects and futures in which one overlaps another at some time, leaves the road with a corner, or crosses a
-  stop line at red: the events of the meta-metric, so the log has its share of them too.
+  stop line at red: the events of the meta-metric, so the log has its share of them too;
+- by how much the scored world's meta-metric is above a reference's, scene by scene (`rmm_lead`): intervals side by side do not
+  know that both were scored on the same scenes.
+
+Intervals are bootstrapped over recordings: scenes that are cuts of the same moments are drawn together.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from torch import Tensor
 from ..envs.realism import HISTOGRAMS, INDICATIONS, WEIGHTS, asked_steps, ever, histogram_counts, meta_metric, score_realism
 from ..envs.realism_features import FEATURES, ObjectFeatures, object_features
 from ..renderers.distributions import draw_distribution
+from ..worldmodel.data.recordings import moments, recordings
 from ..worldmodel.dynamics import Motion
 from ..worldmodel.files import write_csv, write_json
 from ..worldmodel.idm import IdmWorld
@@ -34,6 +40,7 @@ from ..worldmodel.open_loop import (
     Simulator,
     logged_futures,
     min_average_displacement,
+    present_agents,
     scored_agents,
     simulate,
 )
@@ -42,7 +49,7 @@ from ..worldmodel.scene import HISTORY_STEPS, TIME_STEP, Scene
 from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
-from .bootstrap import cell, counted, interval, resampled
+from .bootstrap import by_recording, cell, counted, interval, resampled
 from .failures import Failures
 from .own_code import load_attribute
 from .rollout import SCENE_ERRORS, open_scenes
@@ -50,14 +57,35 @@ from .rollout import SCENE_ERRORS, open_scenes
 LOG = "log"
 """The reference that repeats what was recorded; where an object is not seen it stays at its last pose."""
 
-FIGURES = ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate", "red_light_rate", *FEATURES)
+FIGURES = (
+    "rmm",
+    "rmm_ratio",
+    "rmm_lead",
+    "min_ade_3s",
+    "min_ade",
+    "collision_rate",
+    "off_road_rate",
+    "red_light_rate",
+    *FEATURES,
+)
 """Columns of the summary, each with a `_low` and `_high` end of its 95 % interval."""
 
 RULE = (
-    "the recording car, and every road user valid at the present that moves more than 1 m in the log or is within 20 m of it; "
-    "no static objects"
+    "the recording car, and the road users that the data names to be predicted; where it names none, all valid at the present "
+    "that move more than 1 m in the log or are within 20 m of it, but for static objects"
 )
 """Which objects are scored."""
+
+TABLE = {
+    "rmm": "RMM",
+    "rmm_ratio": "of the log's",
+    "rmm_lead": "behind",
+    "min_ade_3s": "minADE 3 s (m)",
+    "min_ade": "minADE (m)",
+    "collision_rate": "collisions",
+    "off_road_rate": "off road",
+}
+"""Columns of the first table."""
 
 UNITS = {
     "linear_speed": "m/s",
@@ -92,6 +120,8 @@ class Fidelity:
     """Year of the Waymo sim agents challenge whose weights the realism meta-metric takes."""
     rollouts: int = 32
     """Futures for each scene."""
+    limit: int | None = None
+    """Take only so many scenes of each data set, the first ones."""
     horizon: int = 80
     """Steps of 0.1 s at the most; shorter where the log ends earlier."""
     temperature: float = TEMPERATURE
@@ -114,9 +144,10 @@ def score(futures: Futures, scene: Scene, logged: ObjectFeatures) -> tuple[Row, 
     simulated = object_features(scene, futures, scored)
     result = score_realism(simulated, logged)
     row: Row = {"scene": scene.id[0], "steps": steps, "objects": int(scored.sum()), "signals": bool(logged.signals[0])}
-    for name, seconds in (("min_ade_3s", min(30, steps)), ("min_ade", steps)):
-        error, counted = min_average_displacement(futures, scene, seconds, ego_too=True)
-        row[name] = float(error[counted].mean()) if counted.any() else None
+    row["named"] = bool(scene.to_predict.any())
+    for name, ticks in (("min_ade_3s", 30), ("min_ade", steps)):
+        error, counted = min_average_displacement(futures, scene, ticks, ego_too=True)
+        row[name] = float(error[counted].mean()) if ticks <= steps and counted.any() else None
     row["collision_rate"] = float(result.collision_rate[0])
     row["off_road_rate"] = float(result.off_road_rate[0]) if logged.edges[0] else None
     row["red_light_rate"] = float(result.red_light_rate[0]) if logged.signals[0] else None
@@ -140,17 +171,32 @@ def finish_rows(rows: Sequence[Row], year: int) -> None:
         row["rmm"] = float(meta_metric(likelihood, counted, year))
 
 
-def summarise(rows: Sequence[Row], log_rows: Sequence[Row], seed: int) -> Row:
-    """Return each figure over all scenes with its 95 % interval (percentile bootstrap over scenes); None where nothing counts."""
-    drawn = resampled(len(rows), seed)
-    result: Row = {"scenes": len(rows)}
+def summarise(
+    rows: Sequence[Row], log_rows: Sequence[Row], first_rows: Sequence[Row], recording: Sequence[int], seed: int
+) -> Row:
+    """Return each figure over all scenes with its 95 % interval (percentile bootstrap over recordings).
+
+    A figure is None where nothing counts.
+
+    Args:
+        rows: of the world, one a scene.
+        log_rows: of the log, for the same scenes.
+        first_rows: of the world that is scored, for the same scenes.
+        recording: of each scene the number of its recording.
+        seed: of the resamples.
+    """
+    drawn = resampled(len(set(recording)), seed)
+    result: Row = {"scenes": len(rows), "recordings": len(set(recording))}
+    number = lambda found: torch.tensor([float(entry) for entry in found], dtype=torch.float64)  # noqa: E731
+    rmm = number(row["rmm"] for row in rows)
     for name in FIGURES:
-        above, below = ("rmm", log_rows) if name == "rmm_ratio" else (name, rows)
-        value = torch.tensor([row[above] or 0.0 for row in rows], dtype=torch.float64)
         if name == "rmm_ratio":
-            weight = torch.tensor([row["rmm"] for row in below], dtype=torch.float64)
+            value, weight = rmm, number(row["rmm"] for row in log_rows)
+        elif name == "rmm_lead":
+            value, weight = number(row["rmm"] for row in first_rows) - rmm, torch.full_like(rmm, float(rows is not first_rows))
         else:
-            weight = torch.tensor([float(row[name] is not None) for row in below], dtype=torch.float64)
+            value, weight = number(row[name] or 0.0 for row in rows), number(row[name] is not None for row in rows)
+        value, weight = by_recording(value, recording), by_recording(weight, recording)
         if weight.sum() == 0:
             result |= {name: None, f"{name}_low": None, f"{name}_high": None}
             continue
@@ -242,6 +288,8 @@ def run_fidelity(args: Fidelity) -> int:
     if args.rollouts < 1 or args.horizon < 1:
         raise ValueError(f"found --rollouts {args.rollouts} and --horizon {args.horizon}, wanted at least 1 of each")
     sources = {text: open_scenes(text) for text in args.scenes}
+    if args.limit is not None:
+        sources = {text: source.first(args.limit) for text, source in sources.items()}
     worlds: dict[str, Simulator | None] = {
         args.world: open_simulator(args),
         "IDM along the lane": IdmWorld(),
@@ -253,10 +301,13 @@ def run_fidelity(args: Fidelity) -> int:
         rows: list[Row] = []
         failures = Failures()
         counts: dict[str, dict[str, Tensor]] = {}
+        places: list[Tensor] = []
         scenes = [(text, number) for text, source in sources.items() for number in range(len(source))]
         for text, number in track(scenes, "scoring", console=Console(stderr=True)):
             try:
-                rows += _score_scene(args, sources[text].load(number), text, worlds, counts)
+                scene = sources[text].load(number)
+                rows += _score_scene(args, present_agents(scene), text, worlds, counts)
+                places.append(moments(scene))
             except SCENE_ERRORS as error:
                 failures.note(sources[text].ids[number], error)
         failures.refuse_all(len(scenes))
@@ -265,7 +316,10 @@ def run_fidelity(args: Fidelity) -> int:
             for name in worlds:
                 finish_rows([r for r in rows if (sources[r["data_set"]].path, r["world"]) == (path, name)], args.config)
         by_world = {name: [row for row in rows if row["world"] == name] for name in worlds}
-        summary = [{"world": name} | summarise(found, by_world[LOG], args.seed) for name, found in by_world.items()]
+        recording, scored = recordings(places), by_world[args.world]
+        summary = [
+            {"world": name} | summarise(found, by_world[LOG], scored, recording, args.seed) for name, found in by_world.items()
+        ]
         write_csv(run.folder / "scenes.csv", rows)
         write_csv(run.folder / "summary.csv", summary)
         _write_distributions(counts, run.folder)
@@ -312,6 +366,7 @@ def _conditions(rows: Sequence[Row], year: int) -> Row:
         "steps": [min(row["steps"] for row in rows), max(row["steps"] for row in rows)],
         "objects": sum(row["objects"] for row in rows),
         "rule": RULE,
+        "named": sum(row["named"] for row in rows),
         "left_out": {name: count for name, count in missing.items() if count},
     }
 
@@ -338,19 +393,25 @@ def _write_distributions(counts: Mapping[str, Mapping[str, Tensor]], folder: Pat
 def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     console, worlds = Console(highlight=False), results["worlds"]
     shortest, longest = (f"{TIME_STEP * steps:g}" for steps in results["steps"])
-    table = Table("world", f"RMM {results['config']}", "of the log's", "minADE 3 s (m)", "minADE (m)", "collisions", "off road")
-    table.title = f"{counted(worlds[0]['scenes'], 'scene')}, {counted(results['objects'], 'object')}, {shortest} to {longest} s"
-    for row in worlds:
-        table.add_row(str(row["world"]), *(_cell(row, name) for name in FIGURES[:6]))
-    console.print(table)
+    told = f"{shortest} to {longest} s" if shortest != longest else f"{longest} s"
+    what = f"{counted(worlds[0]['scenes'], 'scene')} of {counted(worlds[0]['recordings'], 'recording')}"
+    # A terminal of 80 columns has room for four figures with their intervals, not for seven.
+    for columns in (TABLE, {}) if console.width >= 130 else (dict([*TABLE.items()][:3]), dict([*TABLE.items()][3:])):
+        table = Table("world", *columns.values())
+        table.title = f"RMM {results['config']}: {what}, {counted(results['objects'], 'object')}, {told}"
+        for row in worlds:
+            table.add_row(str(row["world"]), *(_cell(row, name) for name in columns))
+        if columns:
+            console.print(table)
     table = Table("likelihood", *(str(row["world"]) for row in worlds))
     for name in FEATURES:
         table.add_row(name.replace("_", " "), *(_cell(row, name) for row in worlds))
     console.print(table)
     for name, count in results["left_out"].items():
         console.print(f"{name} left out of the meta-metric in {counted(count, 'scene')} without such a value", markup=False)
-    console.print(f"scored: {results['rule']}", markup=False)
-    console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False)
+    console.print(f"scored: {results['rule']}; it names some in {counted(results['named'], 'scene')}", markup=False)
+    console.print(f"behind: how far this world's RMM lies below that of {worlds[0]['world']}, scene by scene", markup=False)
+    console.print(f"in brackets: 95 % interval over recordings. Run record: {out}", markup=False)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..worldmodel.data.shards import SceneDataset
+from ..worldmodel.lineage import TRAINING_FILE
 from ..worldmodel.shipped import SHIPPED_SIGNALS, model_folder
 from .policy import POLICIES
 
 MODEL_FILES = (".safetensors", ".json")
-"""How the files of a model's folder end that change what it does; its card does not."""
+"""How the files of a model's folder end that change what it does; its card does not, nor what is told of its training."""
 
 
 def fingerprints(scenes: SceneDataset, worlds: Sequence[str], weights: Path | None, policies: Sequence[str]) -> dict[str, str]:
@@ -37,7 +38,7 @@ def fingerprints(scenes: SceneDataset, worlds: Sequence[str], weights: Path | No
 
 
 def _model(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix in MODEL_FILES)
+    return sorted(file for file in folder.iterdir() if file.suffix in MODEL_FILES and file.name != TRAINING_FILE)
 
 
 def _module(name: str) -> list[Path]:

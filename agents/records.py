@@ -32,23 +32,6 @@ def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
     return record
 
 
-def training_stages(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the folder and record of every training that led to the weights of a run, the first one first."""
-    record = finished_record(folder, "train behavior")
-    start = record["arguments"].get("start_from")
-    return [*(training_stages(Path(start).parent) if start else []), (folder, record)]
-
-
-def without_folders(value: Any) -> Any:
-    """Return paths, alone or in a list, without the folders that only mean something on the machine of the run."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_folders(entry) for entry in value]
-    if isinstance(value, str) and "/" in value.partition(":")[0]:
-        place, colon, rest = value.partition(":")
-        return Path(place).name + colon + rest
-    return value
-
-
 def ship(source: Path, folder: Path, names: Sequence[str]) -> None:
     """Copy files of a trained model into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)

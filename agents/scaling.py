@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 from ..renderers.curves import draw_power_laws
 from ..worldmodel.files import write_csv
 from ..worldmodel.run import dated_folder, whole_run
+from .bootstrap import counted
 from .records import finished_record
 
 AXES = {"parameters": "parameters", "training_scenes": "training scenes"}
@@ -113,6 +114,10 @@ def run_scaling(args: Scaling) -> Path:
         draw_power_laws(run.folder / "scaling.png", points, {AXES[axis]: (law.scale, law.exponent) for axis, law in laws.items()})
         run.finish({"runs": rows, "laws": {axis: asdict(law) for axis, law in laws.items()}})
     _print(rows, curves, laws)
+    seen = records[0]["arguments"]["steps"] * records[0]["arguments"]["batch"]
+    if "training_scenes" in curves and (few := [row for row in curves["training_scenes"] if row["training_scenes"] > seen]):
+        told = f"the {seen:,} windows that a run draws are fewer than the scenes of {counted(len(few), 'run')}"
+        print(f"{told}: they have not seen all of their data, so the law over scenes says little. Train with more --steps")
     return out
 
 

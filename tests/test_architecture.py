@@ -19,9 +19,9 @@ FOLDERS = ("worldmodel", "renderers", "envs", "agents")
 
 WORLDMODEL_RANK = {
     **dict.fromkeys(("files", "frame_readers", "geometry", "rig", "sampling", "shipped"), 0),
-    **dict.fromkeys(("checkpoint", "projection", "run", "scene", "networks"), 1),
+    **dict.fromkeys(("checkpoint", "lineage", "projection", "run", "scene", "networks"), 1),
     **dict.fromkeys(("dynamics", "tokens", "paint", "raster", "sumo_process", "signals", "uncertainty"), 2),
-    **dict.fromkeys(("behavior", "sumo_map", "vocabulary"), 3),
+    **dict.fromkeys(("behavior", "held_out", "sumo_map", "vocabulary"), 3),
     "world": 4,
     **dict.fromkeys(("open_loop", "idm", "perspective", "sight", "sumo_world", "state_file"), 5),
     **dict.fromkeys(("camera", "sumo", "borders"), 6),

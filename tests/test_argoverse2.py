@@ -24,14 +24,16 @@ STEPS = 40
 EAST, NORTH = 6000.0, 900.0  # multiples of 30 m, along which maps are cut
 
 
-def track(id: str, kind: str, x: float, y: float, speed: float, steps: range = range(STEPS)) -> list[dict[str, Any]]:
+def track(
+    id: str, kind: str, x: float, y: float, speed: float, steps: range = range(STEPS), category: int = 1
+) -> list[dict[str, Any]]:
     """Along x from (x, y)."""
     place = [
         {"position_x": EAST + x + 0.1 * speed * step, "position_y": NORTH + y, "velocity_x": speed, "velocity_y": 0.0}
         for step in steps
     ]
     return [
-        {"track_id": id, "object_type": kind, "timestep": step, "heading": 0.0, **at}
+        {"track_id": id, "object_type": kind, "timestep": step, "heading": 0.0, "object_category": category, **at}
         for step, at in zip(steps, place, strict=True)
     ]
 
@@ -52,7 +54,7 @@ def rows(*tracks: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
 TRACKS = (
     track("12", "pedestrian", 5, 8, 1, range(15, 30)),
     track("AV", "vehicle", -41.425, 0, 10),  # its rear axle
-    track("13", "motorcyclist", -20, 4, 8),
+    track("13", "motorcyclist", -20, 4, 8, category=3),
     track("14", "bus", -50, 4, 0),
     track("15", "riderless_bicycle", 3, -6, 0),
     track("16", "vehicle", 30, 0, 0, range(3)),  # too short to say how it moves
@@ -137,6 +139,7 @@ def test_a_scenario_becomes_a_scene(tmp_path: Path):
     assert scene.kind[0].tolist() == [kind.PEDESTRIAN, kind.CYCLIST, kind.VEHICLE, kind.OBJECT, kind.VEHICLE]
     assert scene.valid[0].sum(-1).tolist() == [15, 40, 40, 40, 40]
     assert scene.ego.tolist() == [4]
+    assert scene.to_predict[0].nonzero()[:, 0].tolist() == [1]  # the motorcyclist is the focal track
     torch.testing.assert_close(scene.size[0, 2], torch.tensor([13.2, 3.14, 3.76]))
     torch.testing.assert_close(scene.velocity[0, 1, :, 0], torch.full((STEPS,), 8.0), atol=1e-3, rtol=0)
     assert (scene.velocity[0, 2] == 0).all()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import tiny_model
-from scenes import CONE, EGO, damaged, several_roads, straight_road
+from scenes import CONE, EGO, damaged, moved, several_roads, straight_road
 from worldloop.agents.calibrate import (
     Calibrate,
     Rows,
@@ -57,7 +57,16 @@ def rows(error: torch.Tensor, stated: torch.Tensor, seconds: torch.Tensor | None
     count = len(error)
     seconds = torch.full((count,), 3.0) if seconds is None else seconds
     moving = torch.ones(count, dtype=torch.bool)
-    return Rows(torch.arange(count) // 2, seconds, moving, error[:, None], stated[:, None], stated[:, None], stated)
+    return Rows(
+        torch.arange(count) // 2,
+        torch.arange(count) // 2,
+        seconds,
+        moving,
+        error[:, None],
+        stated[:, None],
+        stated[:, None],
+        stated,
+    )
 
 
 def test_the_spread_of_two_ends_by_hand() -> None:
@@ -121,7 +130,7 @@ def test_a_fit_finds_the_coefficients_that_made_the_errors() -> None:
     square = torch.rand(200, 3, generator=draw) + 0.01
     seconds = 0.5 * torch.randint(1, 17, (200,), generator=draw)
     error = GIVEN.error(square, seconds[:, None])
-    made = Rows(torch.arange(200), seconds, seconds > 0, error, error, square, error[:, 0])
+    made = Rows(torch.arange(200), torch.arange(200), seconds, seconds > 0, error, error, square, error[:, 0])
     assert vars(fit_calibration(made)) == pytest.approx(vars(GIVEN), abs=1e-5)
     with pytest.raises(ValueError, match="do not determine the three coefficients"):
         fit_calibration(made.where(seconds == 1.0))
@@ -222,7 +231,7 @@ def test_it_fits_and_checks_the_world_that_is_shipped(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     roads = several_roads(4)
     short = replace(roads, signal_valid=roads.signal_valid & (torch.arange(roads.steps) <= HISTORY_STEPS))
-    again = replace(short, id=tuple(f"again/{number}" for number in range(4)))
+    again = replace(moved(short, 0.0, (90.0, 90.0)), id=tuple(f"again/{number}" for number in range(4)))
     fit, check = data_set(tmp_path / "fit", short.take([0, 1])), data_set(tmp_path / "check", again)
     common = {"weights": tmp_path / "model", "rollouts": 4, "horizon": 80}
     assert run_calibrate(Calibrate((fit,), (check,), into=tmp_path / "model", out=tmp_path / "both", **common)) == 0

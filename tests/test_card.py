@@ -4,13 +4,18 @@ import shutil
 import pytest
 import torch
 from models import tiny_model
-from worldloop.agents.card import BEGIN, END, Card, fidelity_table, run_card
+from worldloop.agents.card import BEGIN, END, Card, run_card
+from worldloop.agents.card_tables import fidelity_table
+from worldloop.worldmodel.lineage import read_stages, write_stages
+from worldloop.worldmodel.train_behavior import what_was_done
 from worldloop.worldmodel.uncertainty import Calibration, weights_checksum
 
 
 def figures(world, value):
-    names = ("rmm", "rmm_ratio", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
-    return {"world": world, "scenes": 3} | {f"{name}{end}": value for name in names for end in ("", "_low", "_high")}
+    names = ("rmm", "rmm_ratio", "rmm_lead", "min_ade_3s", "min_ade", "collision_rate", "off_road_rate")
+    return {"world": world, "scenes": 3, "recordings": 2} | {
+        f"{name}{end}": value for name in names for end in ("", "_low", "_high")
+    }
 
 
 @pytest.fixture
@@ -18,19 +23,12 @@ def runs(tmp_path):
     training, fidelity = tmp_path / "training", tmp_path / "fidelity"
     tiny_model().save_pretrained(training / "model")
     fidelity.mkdir()
-    machine = {"cores": 2}
     arguments = {
         "data": ["/home/someone/scenes/ngsim:*US101*=2"],
         "validation": ["/home/someone/scenes/ngsim:*Peach*"],
         "out": "x",
     }
-    record = {
-        "command": "train behavior",
-        "status": "finished",
-        "arguments": arguments,
-        "machine": machine,
-        "results": {"optimiser_steps": 7},
-    }
+    record = {"command": "train behavior", "status": "finished", "arguments": arguments}
     (training / "run.json").write_text(json.dumps(record))
     rows = [
         {"step": 3, "steps_per_second": 0.06},
@@ -38,6 +36,7 @@ def runs(tmp_path):
         {"step": 7, "validation_loss": 2.5},
     ]
     (training / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_stages(training / "model", [], arguments, **(what_was_done(training, 7) | {"cores": 2}))
     arguments = {
         "rollouts": 32,
         "horizon": 80,
@@ -60,7 +59,8 @@ def runs(tmp_path):
 
 def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    begin, end = (text.format(name="fidelity") for text in (BEGIN, END))
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     run_card(Card(*runs, folder=tmp_path / "shipped", readme=readme))
     card = (tmp_path / "shipped" / "README.md").read_text()
     for part in (
@@ -75,7 +75,7 @@ def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, 
     assert "someone" not in card
     text = readme.read_text()
     assert text.startswith("before\n")
-    assert text.endswith(f"{END}\nafter\n")
+    assert text.endswith(f"{end}\nafter\n")
     assert "old" not in text
     assert "| log | 0.00" in text
     for name in ("config.json", "model.safetensors", "vocabulary.safetensors"):
@@ -85,10 +85,13 @@ def test_the_card_holds_what_the_runs_recorded_and_the_weights_are_copied(runs, 
 def test_the_card_of_fine_tuned_weights_tells_both_runs(runs, tmp_path):
     tuned = tmp_path / "tuned"
     shutil.copytree(runs[0], tuned)
-    record = json.loads((tuned / "run.json").read_text())
-    (tuned / "metrics.jsonl").write_text((tuned / "metrics.jsonl").read_text().replace("0.06", "3.0"))
-    record["arguments"] |= {"start_from": str(runs[0] / "model"), "data": ["/home/someone/scenes/ngsim:*Lanker*=3"]}
-    (tuned / "run.json").write_text(json.dumps(record))
+    arguments = {
+        "start_from": runs[0] / "model",
+        "data": ["/home/someone/scenes/ngsim:*Lanker*=3"],
+        "validation": ["ngsim:*Peach*"],
+    }
+    done = {"optimiser_steps": 7, "seconds": 11.0, "cores": 2, "validation_loss": 2.25}
+    write_stages(tuned / "model", read_stages(runs[0] / "model"), arguments, **done)
     run_card(Card(tuned, runs[1], folder=tmp_path / "shipped"))
     card = (tmp_path / "shipped" / "README.md").read_text()
     assert (
@@ -135,10 +138,12 @@ def test_unfinished_runs_and_a_readme_without_place_are_refused(runs, tmp_path):
 
 def test_the_table_has_a_row_for_each_world(runs):
     table = fidelity_table(json.loads((runs[1] / "run.json").read_text())).splitlines()
-    assert table[0].startswith("3 validation scenes (`ngsim:*Peach*`), 12 scored road users, 32 futures each over 2 to 8 s")
+    assert table[0].startswith(
+        "3 validation scenes of 2 recordings (`ngsim:*Peach*`), 12 scored road users, 32 futures each over 2 to 8 s"
+    )
     assert "traffic light violation (3 scenes)" in table.pop()
     assert len(table) == 7
-    assert torch.tensor([len(line.split("|")) for line in table[2:6]]).unique().tolist() == [9]
+    assert torch.tensor([len(line.split("|")) for line in table[2:6]]).unique().tolist() == [10]
 
 
 def test_where_no_map_has_road_edges_the_table_says_so(runs):
@@ -154,7 +159,7 @@ def test_the_calibration_travels_with_its_weights_and_never_with_others(runs, tm
         "coefficients": {"offset": 0.1, "spread": 0.9, "time": 1.1},
         "weights_checksum": weights_checksum(runs[0] / "model"),
     }
-    record |= {"scenes": ["ngsim:*US101*"], "limit": 5, "count": 4, "rollouts": 8, "temperature": 1.0, "epsilon": 0.8}
+    record |= {"scenes": ["ngsim:*US101*"], "limit": 5, "count": 4, "known": 1, "rollouts": 8, "temperature": 1.0, "epsilon": 0.8}
     (runs[0] / "model" / "uncertainty.json").write_text(json.dumps(record))
     run_card(Card(*runs, folder=tmp_path / "shipped"))
     assert "fitted to 8 futures of each of 4 scenes (`ngsim:*US101*`" in (tmp_path / "shipped" / "README.md").read_text()
@@ -163,3 +168,76 @@ def test_the_calibration_travels_with_its_weights_and_never_with_others(runs, tm
     run_card(Card(*runs, folder=tmp_path / "shipped"))
     assert "Not calibrated" in (tmp_path / "shipped" / "README.md").read_text()
     assert Calibration.load(tmp_path / "shipped") is None
+
+
+def spread(**values):
+    return {name + end: value for name, value in values.items() for end in ("", "_low", "_high")}
+
+
+def beside(folder, command, arguments, results, of):
+    folder.mkdir()
+    record = {"command": command, "status": "finished", "arguments": arguments, "results": results | {"weights_checksum": of}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_what_else_was_measured_has_tables_in_card_and_readme(runs, tmp_path):
+    """Also for weights that are shipped already: their card is written anew where they lie."""
+    of, held = weights_checksum(runs[0] / "model"), ["scenes/ngsim:*Peach*"]
+    reactions = [
+        {"intervention": name, "world": world, "affected": 5, "followers": 4}
+        | spread(sign_agreement=0.625, follower_collision_rate=share, response_delay=0.5)
+        for name in ("hard_brake", "all")
+        for world, share in (("learned", 0.25), ("sumo", 0.0))
+    ]
+    minute = {"world": "learned, open", "scenes": 14, "recordings": 8}
+    minute |= spread(density_ratio=1.01, speed_ratio=0.59, collisions_ratio=0.5, off_road_ratio=0.9, speed_distance_ratio=0.4)
+    ranks = [{"rows": "all", "measured_metres": 2.8, "stated_metres": 1.9} | spread(stated=0.83, time=0.5)]
+    check = {"scenes": 3, "rank_correlations": ranks, "tolerance": 2.0, "longest": 8.0}
+    check |= {"safe_horizon_stated": 4.5, "safe_horizon_measured": None}
+    folders = (
+        beside(
+            tmp_path / "cf",
+            "counterfactual",
+            {"scenes": "made", "rollouts": 8, "horizon": 6.0},
+            {"scenes": 9, "figures": reactions},
+            of,
+        ),
+        beside(
+            tmp_path / "end",
+            "endurance",
+            {"scenes": held, "rollouts": 4, "limit": None, "seconds": 60, "window": 10},
+            {"worlds": [minute]},
+            of,
+        ),
+        beside(tmp_path / "cal", "calibrate", {"scenes": held, "rollouts": 8}, {"check": check}, of),
+    )
+    readme = tmp_path / "README.md"
+    names = ("fidelity", "reactions", "endurance", "uncertainty")
+    readme.write_text("".join(f"{BEGIN.format(name=name)}\nold\n{END.format(name=name)}\n" for name in names))
+    run_card(Card(*runs, folder=tmp_path / "shipped"))
+    run_card(Card(tmp_path / "shipped", runs[1], folders, folder=tmp_path / "shipped", readme=readme))
+    for text in ((tmp_path / "shipped" / "README.md").read_text(), readme.read_text()):
+        assert "| hard brake | 5 | 62.5 [62.5, 62.5] | 4 | 0.0 [0.0, 0.0] | 25.0 [25.0, 25.0] | 0.50 [" in text
+        assert "| learned, open | 1.01 [1.01, 1.01] | 0.59 [" in text
+        assert "| all | 2.80 | 1.90 | 0.83 [" in text
+        assert "passes 2 m at 4.5 s as stated, never as measured, of 8 s" in text
+        assert "old" not in text.split()
+    for spoiled, message in (
+        (
+            beside(tmp_path / "a", "counterfactual", {"scenes": "sets/ngsim:*Peach*"}, {}, of),
+            "scenes of ngsim, which the weights were",
+        ),
+        (beside(tmp_path / "b", "endurance", {"scenes": ["ngsim:*US101*"]}, {}, of), "wanted scenes that the training held out"),
+        (beside(tmp_path / "c", "calibrate", {"scenes": []}, {}, of), "has fitted and checked nothing"),
+        (beside(tmp_path / "d", "endurance", {"scenes": held}, {}, 1), "d: scored other weights than"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_card(Card(*runs, (spoiled,), folder=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_that_do_not_say_what_they_were_trained_on_get_no_card(runs, tmp_path):
+    (runs[0] / "model" / "training.json").unlink()
+    with pytest.raises(ValueError, match="so nobody can say what it was trained on"):
+        run_card(Card(*runs, folder=tmp_path / "shipped"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from worldloop.agents.bootstrap import cell, interval, resampled
 from worldloop.agents.compare import BEGIN, END, Compare, run_compare
+from worldloop.worldmodel.lineage import read_stages, write_stages
+from worldloop.worldmodel.shipped import SHIPPED_WEIGHTS, SIZES
 from worldloop.worldmodel.uncertainty import weights_checksum
 
 
@@ -31,6 +34,8 @@ def training(folder, **changes):
     config = {"vocabulary_size": len(folder.name), "motion_inputs": 6 if folder.name == "two" else 5}
     (folder / "model" / "config.json").write_text(json.dumps(config))
     arguments = {"data": ["/home/someone/sets/made=2"], "steps": 100, "start_from": None, "out": str(folder)} | changes
+    before = read_stages(Path(arguments["start_from"])) if arguments["start_from"] else []
+    write_stages(folder / "model", before, arguments, optimiser_steps=arguments["steps"])
     return write(folder, "train behavior", arguments, {})
 
 
@@ -141,22 +146,26 @@ def test_weights_that_have_changed_since_are_refused(runs, tmp_path):
 
 def test_shipped_weights_are_a_row(runs, tmp_path):
     shipped = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights=None)
+    record = json.loads((shipped / "run.json").read_text())
+    record["results"]["weights_checksum"] = weights_checksum(SHIPPED_WEIGHTS)
+    (shipped / "run.json").write_text(json.dumps(record))
     out = run_compare(Compare((shipped, runs[0]), out=tmp_path / "out"))
-    assert '"weights": "shipped, checksum ' in (out / "steps.md").read_text()
+    assert '"pandaset:pandaset/041=0.1"' in (out / "steps.md").read_text()
 
 
 def test_weights_by_name_and_copied_ones_are_rows_too(runs, tmp_path, monkeypatch):
-    """Shipped in another size, or copied away from their training: no recipe is beside them, the figures are."""
+    """Shipped in another size, with their recipe beside them, or copied without it: the figures are there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "copied").mkdir()
     (tmp_path / "copied" / "model.safetensors").write_text("other weights")
     named = fidelity(tmp_path / "s", tmp_path / "first", 0.2, weights="small")
     copied = fidelity(tmp_path / "t", tmp_path / "first", weights=str(tmp_path / "copied"))
-    record = json.loads((copied / "run.json").read_text())
-    record["results"]["weights_checksum"] = weights_checksum(tmp_path / "copied")
-    (copied / "run.json").write_text(json.dumps(record))
+    for run, folder in ((named, SIZES["small"]), (copied, tmp_path / "copied")):
+        record = json.loads((run / "run.json").read_text())
+        record["results"]["weights_checksum"] = weights_checksum(folder)
+        (run / "run.json").write_text(json.dumps(record))
     text = (run_compare(Compare((named, copied), out=tmp_path / "out")) / "steps.md").read_text()
-    assert '"weights": "small, checksum ' in text
+    assert '"pandaset:pandaset/041=0.1"' in text
     assert '"weights": "copied, checksum ' in text
 
 

@@ -175,7 +175,7 @@ def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     short = straight_road("hand/short", steps=20)
     scenes = data_set(tmp_path / "roads", several_roads(2), short)
-    args = Counterfactual(scenes, samples=2, horizon=2.0, weights=tmp_path / "model", out=tmp_path / "run")
+    args = Counterfactual(scenes, rollouts=2, horizon=2.0, weights=tmp_path / "model", out=tmp_path / "run")
     with pytest.raises(ValueError, match="3 of the 3 scenes were not made by `worldloop data generate`.*--world learned"):
         run_counterfactual(args)
     assert run_counterfactual(replace(args, world="learned")) == 1  # the short one fails
@@ -194,8 +194,8 @@ def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:
     creeping = replace(args, world="learned", limit=2, interventions=("creep",), out=tmp_path / "third")
     with pytest.raises(ValueError, match="none of the 2 scenes lets the ego do what was asked for"):
         run_counterfactual(creeping)  # there is no junction
-    with pytest.raises(ValueError, match="wanted at least 2 samples"):
-        run_counterfactual(replace(args, samples=1, out=tmp_path / "third"))
+    with pytest.raises(ValueError, match="wanted at least 2 rollouts"):
+        run_counterfactual(replace(args, rollouts=1, out=tmp_path / "third"))
 
 
 def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch, capsys) -> None:
@@ -209,7 +209,7 @@ def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch, capsys) -
 def test_a_run_with_the_reference(tmp_path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     args = Counterfactual(
-        "demo:*merge*", ("hard_brake", "swerve"), samples=2, horizon=3.0, weights=tmp_path / "model", out=tmp_path / "run"
+        "demo:*merge*", ("hard_brake", "swerve"), rollouts=2, horizon=3.0, weights=tmp_path / "model", out=tmp_path / "run"
     )
     assert run_counterfactual(args) == 0
     rows = list(csv.DictReader((tmp_path / "run" / "cases.csv").open()))

@@ -93,7 +93,7 @@ def made(agents: tuple[float, float], speed: float = 5.0, contacts: float = 1.0)
 
 
 def test_summary_by_hand():
-    found = summarise([made((10, 9)), made((30, 21))], 1, 0)
+    found = summarise([made((10, 9)), made((30, 21))], [0, 1], 1, 0)
     assert (found["density_start"], found["density_end"]) == (20, 15)
     assert found["density_ratio"] == pytest.approx(0.75)
     assert (found["density_ratio_low"], found["density_ratio_high"]) == pytest.approx((0.7, 0.9))
@@ -102,8 +102,11 @@ def test_summary_by_hand():
     assert found["off_road_ratio"] is None
     assert found["speed_distance_ratio"] == 0
     assert found["within"]
-    assert not summarise([made((10, 7))], 1, 0)["within"]
-    assert summarise([made((10, 10), contacts=0.0)], 1, 0)["within"]  # nobody collides, neither first nor last
+    copied = summarise([made((10, 9)), made((10, 9)), made((30, 21))], [0, 0, 2], 1, 0)
+    assert copied["recordings"] == 2
+    assert (copied["density_ratio_low"], copied["density_ratio_high"]) == pytest.approx((0.7, 0.9))
+    assert not summarise([made((10, 7))], [0], 1, 0)["within"]
+    assert summarise([made((10, 10), contacts=0.0)], [0], 1, 0)["within"]  # nobody collides, neither first nor last
 
 
 def test_a_run_writes_figures_and_curves(tmp_path):

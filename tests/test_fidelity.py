@@ -53,6 +53,9 @@ def test_a_run_writes_figures_distributions_and_pictures(tmp_path, weights):
     assert worlds["learned"]["rmm"] < worlds["log"]["rmm"]
     for row in worlds.values():
         for name in FIGURES:
+            if row[name] is None:
+                assert name == "min_ade_3s" or (name, row["world"]) == ("rmm_lead", "learned")  # logs of less than 3 s
+                continue
             assert row[f"{name}_low"] - 1e-9 <= row[name] <= row[f"{name}_high"] + 1e-9
     rows = list(csv.DictReader((tmp_path / "run" / "scenes.csv").open()))
     assert len(rows) == 3 * 4
@@ -84,12 +87,25 @@ def test_summary_by_hand():
     rows = [{name: value for name in FIGURES} | {"rmm": value} for value in (0.2, 0.4)]
     rows[1] |= {"off_road_rate": None}
     log = [{"rmm": 0.5}, {"rmm": 0.7}]
-    found = summarise(rows, log, 0)
+    better = [{"rmm": 0.3}, {"rmm": 0.6}]
+    found = summarise(rows, log, better, [0, 1], 0)
     assert found["rmm"] == pytest.approx(0.3)
     assert found["rmm_ratio"] == pytest.approx(0.6 / 1.2)
     assert found["off_road_rate"] == pytest.approx(0.2)
     assert (found["rmm_low"], found["rmm_high"]) == pytest.approx((0.2, 0.4))
-    assert summarise([{name: None for name in FIGURES} | {"rmm": 0.5}], log[:1], 0)["min_ade"] is None
+    assert found["rmm_lead"] == pytest.approx(0.15)
+    assert (found["rmm_lead_low"], found["rmm_lead_high"]) == pytest.approx((0.1, 0.2))
+    assert summarise(rows, log, rows, [0, 1], 0)["rmm_lead"] is None
+    assert summarise([{name: None for name in FIGURES} | {"rmm": 0.5}], log[:1], better[:1], [0], 0)["min_ade"] is None
+
+
+def test_copies_of_a_recording_do_not_narrow_the_intervals():
+    values = (0.2, 0.4)
+    rows = [{name: value for name in FIGURES} | {"rmm": value} for value in values for _ in range(20)]
+    apart, together = (summarise(rows, rows, rows, recording, 0) for recording in (range(40), [0] * 20 + [20] * 20))
+    assert together["recordings"] == 2
+    assert (together["rmm_low"], together["rmm_high"]) == pytest.approx(values)
+    assert apart["rmm_high"] - apart["rmm_low"] < 0.1
 
 
 def test_a_broken_scene_is_counted_and_the_others_are_scored(tmp_path, weights, capsys):
@@ -112,6 +128,8 @@ def test_a_world_of_ones_own_is_scored(tmp_path, monkeypatch):
     own, _, reference, _ = results["worlds"]
     assert own.pop("world") == "my_fidelity_world:straight"
     assert reference.pop("world") == "constant velocity"
+    leads = [{name: row.pop(name) for name in list(row) if name.startswith("rmm_lead")} for row in (own, reference)]
+    assert [set(lead.values()) for lead in leads] == [{None}, {0.0}]
     assert own == reference
     assert "weights_checksum" not in results
     broken = "worlds = {}\n\nclass Broken(type(straight)):\n    def step(self, state, ego):\n        return worlds['mars']\n"

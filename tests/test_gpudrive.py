@@ -57,7 +57,8 @@ def converted(message: Any) -> dict[str, Any]:
             values = {"state": WORDS[entry.state], "time_index": step, "lane_id": entry.lane} | xyz(entry.stop_point)
             for name, value in values.items():
                 light[name].append(value)
-    metadata = {"sdc_track_index": message.sdc_track_index, "objects_of_interest": [], "tracks_to_predict": []}
+    metadata = {"sdc_track_index": message.sdc_track_index, "objects_of_interest": []}
+    metadata["tracks_to_predict"] = [{"track_index": named.track_index} for named in message.tracks_to_predict]
     return {
         "name": "abc.json",
         "scenario_id": message.scenario_id,

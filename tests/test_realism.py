@@ -421,6 +421,7 @@ def test_the_official_scorer_agrees(year):
         scene = next(iter(waymo.read_file(OFFICIAL / official["file"])))
         assert scene.id[0].endswith(identity)
         scored = torch.tensor([[number in official["objects_scored"] for number in ids]])
+        assert torch.equal(scored_agents(scene, ego_too=True), scored)
         logged = object_features(scene, logged_futures(scene, 80), scored)
         for name, futures in official_rollouts(scene).items():
             result = score_realism(object_features(scene, futures, scored), logged)

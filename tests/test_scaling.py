@@ -37,7 +37,7 @@ def test_curves_vary_one_thing_alone():
 
 def training(folder, parameters, scenes, loss, **changes):
     folder.mkdir()
-    arguments = {"steps": 3, "out": str(folder), "model": {}, "share": 1.0} | changes
+    arguments = {"steps": 3, "batch": 16, "out": str(folder), "model": {}, "share": 1.0} | changes
     results = {"parameters": parameters, "training_scenes": scenes, "validation_loss": loss}
     record = {"command": "train behavior", "status": "finished", "arguments": arguments, "seconds": 1.5}
     (folder / "run.json").write_text(json.dumps(record | {"results": results | {"min_ade_3s": 1.0, "optimiser_steps": 3}}))
@@ -90,3 +90,12 @@ def test_a_share_of_the_scenes_lies_within_a_larger_one(tmp_path):
     assert dataset.share(1.0).ids == dataset.ids
     with pytest.raises(ValueError, match="share of 0"):
         dataset.share(0.0)
+
+
+def test_runs_that_have_not_seen_their_data_are_told(tmp_path, capsys):
+    for name, scenes in (("a", 40), ("b", 60)):
+        training(tmp_path / name, 1000, scenes, 2.0)
+    run_scaling(Scaling((tmp_path / "a", tmp_path / "b"), tmp_path / "out"))
+    assert "the 48 windows that a run draws are fewer than the scenes of 1 run" in capsys.readouterr().out
+    run_scaling(Scaling((training(tmp_path / "c", 1000, 20, 2.0), tmp_path / "a"), tmp_path / "other"))
+    assert "windows" not in capsys.readouterr().out

@@ -120,6 +120,7 @@ def scenario(**changes: Any) -> dict[str, Any]:
             "metadrive_processed": False,
             "current_time_index": 10,
             "dataset": "waymo",
+            "tracks_to_predict": {"7": {"track_index": 1, "track_id": "7", "difficulty": 0}},
         },
     }
     return record | changes
@@ -153,6 +154,7 @@ def test_tracks_stand_as_they_were_recorded(tmp_path: Path):
     assert scene.ego.tolist() == [1]
     assert scene.valid[0].sum(-1).tolist() == [15, 40, 40, 40]
     assert scene.valid[0, 0].nonzero()[[0, -1], 0].tolist() == [15, 29]
+    assert scene.to_predict[0].nonzero()[:, 0].tolist() == [1]
     torch.testing.assert_close(scene.size[0, 0], torch.tensor([0.8, 0.8, 1.8]))
     # the origin lies at the ego's present, rounded down: 10 m/s for 1 s from -40 is -30
     torch.testing.assert_close(scene.position[0, 1, HISTORY_STEPS], torch.tensor([0.0, 0.0, 20.8]), atol=1e-3, rtol=0)
@@ -340,6 +342,7 @@ NAN = np.full(STEPS, np.nan)
         ([1, 2], "is no ScenarioNet scenario"),
         ({"objects": []}, "is no ScenarioNet scenario: wanted id, tracks"),
         (changed("metadata/sdc_id", None), "field 'sdc_track_index'"),
+        (changed("metadata/tracks_to_predict", {"77": {}}), "scenario abc: has no track 77, which it names to be predicted"),
         (changed("metadata/sdc_id", "77"), "scenario abc: has no track 77"),
         (changed("metadata/coordinate", "moon"), "unknown coordinate system 'moon'"),
         (changed("metadata/ts", np.arange(STEPS) / 2), "has steps of 0.500 s, wanted 0.1 s"),

@@ -155,12 +155,12 @@ def test_a_shard_of_another_program_is_refused(written: Path):
         (None, "no worldloop data set"),
         ("{", "is no JSON"),
         ("[]", "was not written by worldloop"),
-        ('{"format": "worldloop scenes", "version": 99}', "has version 99, this release reads version 1"),
-        ('{"format": "worldloop scenes", "version": 1, "scenes": []}', "lists no scenes"),
-        ('{"format": "worldloop scenes", "version": 1, "scenes": 5}', "lists no scenes"),
-        ('{"format": "worldloop scenes", "version": 1, "scenes": [{"id": "a", "recipe": ""}]}', "scene 0 lacks a proper file"),
+        ('{"format": "worldloop scenes", "version": 99}', "has version 99, this release reads version 2"),
+        ('{"format": "worldloop scenes", "version": 2, "scenes": []}', "lists no scenes"),
+        ('{"format": "worldloop scenes", "version": 2, "scenes": 5}', "lists no scenes"),
+        ('{"format": "worldloop scenes", "version": 2, "scenes": [{"id": "a", "recipe": ""}]}', "scene 0 lacks a proper file"),
         (
-            '{"format": "worldloop scenes", "version": 1, "scenes": '
+            '{"format": "worldloop scenes", "version": 2, "scenes": '
             '[{"id": "a", "recipe": "", "file": "../other.safetensors", "number": 0, "crc32": 1}]}',
             "scene 0 lacks a proper file",
         ),

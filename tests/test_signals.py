@@ -167,6 +167,17 @@ def test_scenes_too_short_to_decide_in_are_refused_before_training(tmp_path):
         read_logs([str(tmp_path / "short")])
 
 
+def test_signals_that_are_never_seen_to_show_anything_are_refused(tmp_path):
+    scene = several_roads(2)
+    with ShardWriter(tmp_path / "off") as writer:
+        writer.add(replace(scene, signal_state=torch.zeros_like(scene.signal_state)))
+    with ShardWriter(tmp_path / "held") as writer:
+        writer.add(replace(scene, id=("held/0", "held/1")))
+    with pytest.raises(ValueError, match="found no signal that shows stop, caution or go"):
+        main(Args((str(tmp_path / "off"),), (str(tmp_path / "held"),), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_signal_that_goes_out_of_view_does_not_advance():
     state = torch.full((1, 30), int(SignalState.STOP))
     valid = torch.arange(30)[None] < 20

@@ -6,8 +6,10 @@ import torch
 from models import tiny_model
 from safetensors.torch import load_file
 from scenes import CONE, EGO, moved, straight_road
+from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
-from worldloop.worldmodel.run import start_run
+from worldloop.worldmodel.lineage import read_stages
+from worldloop.worldmodel.run import read_metrics, start_run
 from worldloop.worldmodel.scene import AgentKind, PolylineKind, Scene, stack
 from worldloop.worldmodel.train_behavior import Args, Trainer, agents_of, crop, main, mirror, self_driven, signals_of
 
@@ -21,7 +23,7 @@ def write(folder, names, only_cars=False):
             kind = scene.kind.clone()
             kind[0, 4] = AgentKind.CYCLIST
             kind = torch.full_like(kind, AgentKind.VEHICLE) if only_cars else kind
-            writer.add(moved(replace(scene, kind=kind), 0.4 * number, (5.0, 3.0)), source="hand")
+            writer.add(moved(replace(scene, kind=kind), 0.4 * number, (5.0, 3.0 + 40 * ord(name[5]))), source="hand")
     return str(folder)
 
 
@@ -80,8 +82,33 @@ def test_fine_tuning_lets_the_model_drive_and_keeps_its_vocabulary(args, tmp_pat
     before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
     change = max(float((before[name] - after[name]).abs().max()) for name in before)
     assert 0 < change < 0.01  # begun from those weights, and not from others
+    stages = read_stages(second)
+    assert [stage["optimiser_steps"] for stage in stages] == [4, 4]
+    assert [stage["arguments"]["closed_loop"] for stage in stages] == [0, 8]
+    assert stages[0]["arguments"]["data"] == ["train"]  # no folders of this machine
+    assert stages[1]["validation_loss"] == read_metrics(tuned.out)[-1]["validation_loss"]
     with pytest.raises(ValueError, match="both --start-from and --model"):
         main(replace(tuned, model=SIZES, out=tmp_path / "other"))
+
+
+def test_fine_tuning_neither_validates_on_what_was_trained_on_nor_the_reverse(args, tmp_path):
+    first = main(args)
+    tuned = replace(args, start_from=first, model={}, out=tmp_path / "tuned")
+    other = write(tmp_path / "other", ["hand/e"])
+    with pytest.raises(ValueError, match="2 scenes, .* of --validation are what the weights of --start-from were trained on"):
+        main(replace(tuned, data=(other,), validation=args.data))
+    with pytest.raises(ValueError, match="1 scenes, .* of --data were held out when the weights of --start-from were trained"):
+        main(replace(tuned, data=args.validation, validation=(other,)))
+    assert not tuned.out.exists()
+
+
+def test_a_copy_of_a_held_out_scene_is_not_trained_on(args, tmp_path):
+    with ShardWriter(tmp_path / "copied") as writer:
+        writer.add(replace(SceneDataset(args.validation[0]).load(0), id=("hand/other",)), source="hand")
+    with pytest.raises(
+        ValueError, match="1 scenes of --validation show the same recorded moments .* such as hand/c and hand/other"
+    ):
+        main(replace(args, data=(*args.data, str(tmp_path / "copied"))))
 
 
 def test_a_self_driven_track_follows_the_model_and_learns_the_way_back(monkeypatch):

@@ -146,6 +146,9 @@ def test_a_file_of_scenarios_becomes_scenes(tmp_path: Path):
     assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in LAYOUT)
     done = import_scenes("waymo", file, tmp_path / "set")
     assert (done.counts["scenes"], done.counts["agents"]) == (2, 8)
+    assert first.to_predict[0].nonzero()[:, 0].tolist() == [1]
+    with pytest.raises(DataError, match="tracks_to_predict names track 4, found 4 tracks"):
+        scene_of(scenario(tracks_to_predict=[{"track_index": 4}]))
 
 
 def test_agents_are_the_tracks_as_recorded():

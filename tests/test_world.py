@@ -3,11 +3,18 @@ from dataclasses import replace
 import pytest
 import torch
 from models import tiny_model
-from scenes import CONE, EGO, FOLLOWER, LEADER, moved, several_roads, straight_road
+from scenes import CONE, EGO, FOLLOWER, LEADER, NEIGHBOUR, PEDESTRIAN, moved, several_roads, straight_road
 from worldloop.worldmodel.dynamics import KinematicBicycle, Motion
 from worldloop.worldmodel.geometry import rotate
-from worldloop.worldmodel.open_loop import logged_ego, min_average_displacement, scored_agents, simulate
-from worldloop.worldmodel.scene import stack
+from worldloop.worldmodel.open_loop import (
+    logged_ego,
+    min_average_displacement,
+    present_agents,
+    scored_agents,
+    simulate,
+    without_later_signals,
+)
+from worldloop.worldmodel.scene import HISTORY_STEPS, LAYOUT, SignalState, stack
 from worldloop.worldmodel.shipped import SHIPPED_WEIGHTS, model_folder
 from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
@@ -217,6 +224,48 @@ def test_constant_velocity_has_no_error_where_velocity_is_constant():
     assert counted[0].tolist() == [False, True, True, True, True, False]
     assert error[counted].max() < 1e-3
     assert torch.equal(counted, scored_agents(scene))
+
+
+def test_whom_a_data_set_names_is_scored_if_it_is_there():
+    scene = straight_road()
+    named = torch.zeros_like(scene.valid[..., 0])
+    named[0, [LEADER, CONE]] = True
+    valid = scene.valid.clone()
+    valid[0, CONE, HISTORY_STEPS] = False
+    assert scored_agents(replace(scene, to_predict=named, valid=valid))[0].nonzero()[:, 0].tolist() == [LEADER]
+    both = stack([replace(scene, to_predict=named), scene])
+    assert scored_agents(both)[0].nonzero()[:, 0].tolist() == [LEADER, CONE]
+    assert torch.equal(scored_agents(both)[1], scored_agents(scene)[0])
+
+
+def test_worlds_that_predict_do_not_see_how_signals_go_on():
+    """The signal of the road turns green 3 s after the present: with that hidden it stays as it is."""
+    scene = straight_road()
+    hidden = without_later_signals(scene)
+    assert torch.equal(hidden.signal_valid[..., : HISTORY_STEPS + 1], scene.signal_valid[..., : HISTORY_STEPS + 1])
+    assert not hidden.signal_valid[..., HISTORY_STEPS + 1 :].any()
+    seen = []
+
+    class Watch(ConstantVelocityWorld):
+        def step(self, state, ego):
+            seen.append(state.signal_state[0].tolist())
+            return super().step(state, ego)
+
+    simulate(Watch(), scene, 1, 60, torch.Generator().manual_seed(0))
+    assert seen == [[SignalState.STOP]] * 60
+
+
+def test_who_is_not_there_at_the_present_is_not_simulated():
+    scene = straight_road()
+    valid = scene.valid.clone()
+    valid[0, FOLLOWER, HISTORY_STEPS] = False
+    order = torch.tensor([FOLLOWER, LEADER, EGO, PEDESTRIAN, NEIGHBOUR, CONE])
+    names = [name for name, (letters, _) in LAYOUT.items() if letters[:2] == ("B", "A")]
+    scene = replace(scene, valid=valid)
+    scene = replace(scene, ego=torch.tensor([2]), **{name: getattr(scene, name)[:, order] for name in names})
+    left = present_agents(scene).validate()
+    assert left.ego.tolist() == [1]
+    assert torch.equal(left.position, scene.position[:, 1:])
 
 
 def test_min_average_displacement_by_hand():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .dynamics import Motion
 from .geometry import box_distance
-from .scene import HISTORY_STEPS, TIME_STEP, AgentKind, Scene, TensorBatch
+from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, SignalState, TensorBatch
 from .world import State, World, random_keys
 
 
@@ -63,6 +63,23 @@ class Simulator(Protocol):
         ...
 
 
+def without_later_signals(scenes: Scene) -> Scene:
+    """Return scenes whose log of the signals ends at the present."""
+    known = torch.arange(scenes.steps) <= HISTORY_STEPS
+    return replace(
+        scenes,
+        signal_valid=scenes.signal_valid & known,
+        signal_state=torch.where(known, scenes.signal_state, SignalState.UNKNOWN),
+    )
+
+
+def present_agents(scene: Scene) -> Scene:
+    """Return a scene (B = 1) without the agents that are not valid at the present, whom no world simulates."""
+    there = scene.valid[0, :, HISTORY_STEPS]
+    rows = {name: getattr(scene, name)[:, there] for name, (letters, _) in LAYOUT.items() if letters[1:2] == ("A",)}
+    return replace(scene, ego=there[: int(scene.ego[0])].sum()[None], **rows)
+
+
 def logged_ego(scenes: Scene, step: int) -> Motion:
     """Return the ego's motion `step` ticks after the present (B, ...); in gaps and after its log it goes straight on."""
     row, ego = scenes.ego_row(), scenes.ego
@@ -79,8 +96,11 @@ def logged_ego(scenes: Scene, step: int) -> Motion:
 def simulate(
     world: Simulator, scenes: Scene, rollouts: int, steps: int, generator: torch.Generator, drive_ego: bool = False
 ) -> Futures:
-    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log, or driven by the world too."""
-    many = scenes.repeat(rollouts)
+    """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log, or driven by the world too.
+
+    The world does not see how signals go on after the present (`without_later_signals`): nobody who predicts does.
+    """
+    many = without_later_signals(scenes).repeat(rollouts)
     state = world.reset(many, random_keys(generator, len(many)))
     moments: list[State] = []
     for step in range(1, steps + 1):
@@ -129,9 +149,10 @@ def logged_futures(scenes: Scene, steps: int, held: bool = False) -> Futures:
 
 
 def scored_agents(scenes: Scene, ego_too: bool = False) -> Tensor:
-    """Return which agents (B, A) count: valid at the present, no `OBJECT`, and moving more than 1 m in the log or near the ego.
+    """Return which agents (B, A) count, valid at the present: those that the data set names.
 
-    That is the rule of `worldloop`'s measures where a data set names none; near is within 20 m. The ego counts if `ego_too`.
+    Where it names none, all but `OBJECT` that move more than 1 m in the log or are within 20 m of the ego. The ego counts if
+    `ego_too`.
     """
     now = scenes.valid[:, :, HISTORY_STEPS]
     row, ego = scenes.ego_row(), scenes.ego
@@ -139,7 +160,8 @@ def scored_agents(scenes: Scene, ego_too: bool = False) -> Tensor:
     near = (place - place[row, ego][:, None]).norm(dim=-1) < 20.0
     shift = (scenes.position[..., :2] - place[:, :, None]).norm(dim=-1)
     moving = torch.where(scenes.valid, shift, 0.0)[:, :, HISTORY_STEPS:].amax(-1) > 1.0
-    chosen = now & (near | moving) & (scenes.kind != AgentKind.OBJECT)
+    usual = (near | moving) & (scenes.kind != AgentKind.OBJECT)
+    chosen = now & torch.where(scenes.to_predict.any(-1, keepdim=True), scenes.to_predict, usual)
     return chosen.index_put((row, ego), torch.tensor(ego_too))
 
 

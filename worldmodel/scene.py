@@ -141,6 +141,7 @@ class Scene(TensorBatch):
         valid: (B, A, T) bool, where the agent was seen.
         size: (B, A, 3) length, width, height in metres.
         kind: (B, A) int64 `AgentKind`.
+        to_predict: (B, A) bool, whose futures the data set asks for; nobody's where it does not say.
         ego: (B,) int64, the ego's place in dimension A.
         polyline: (B, L, P, 3) map points in metres; `polyline_valid` (B, L, P) bool is a prefix of P.
         polyline_kind: (B, L) int64 `PolylineKind`.
@@ -163,6 +164,7 @@ class Scene(TensorBatch):
     valid: Tensor
     size: Tensor
     kind: Tensor
+    to_predict: Tensor
     ego: Tensor
     polyline: Tensor
     polyline_valid: Tensor
@@ -253,19 +255,13 @@ class Scene(TensorBatch):
 
         check(torch.tensor([sizes["A"] > 0]).expand(len(self.id)), "position", "found no agents, wanted at least the ego")
         steps = sizes["T"]
-        check(
-            torch.tensor([steps > HISTORY_STEPS]).expand(len(self.id)),
-            "position",
-            f"found {steps} steps, wanted at least {HISTORY_STEPS + 1} (1 s of history and the present)",
-        )
+        told = f"found {steps} steps, wanted at least {HISTORY_STEPS + 1} (1 s of history and the present)"
+        check(torch.tensor([steps > HISTORY_STEPS]).expand(len(self.id)), "position", told)
         check((self.ego >= 0) & (self.ego < sizes["A"]), "ego", f"index outside of the {sizes['A']} agents: the scene has no ego")
         check(self.valid.any(dim=-1).any(dim=-1), "valid", "found zero valid steps")
         ego_valid = self.valid[self.ego_row(), self.ego]
-        check(
-            ego_valid[:, HISTORY_STEPS],
-            "valid",
-            f"the ego is not valid at the present (step {HISTORY_STEPS}): the scene has no ego",
-        )
+        told = f"the ego is not valid at the present (step {HISTORY_STEPS}): the scene has no ego"
+        check(ego_valid[:, HISTORY_STEPS], "valid", told)
         present = self.valid.any(dim=-1, keepdim=True) & (self.size <= 0)
         check(~present, "size", "found a length, width or height <= 0 of a valid agent")
         for field, kinds, count in (
@@ -290,6 +286,7 @@ LAYOUT: dict[str, tuple[tuple[str | int, ...], torch.dtype]] = {
     "valid": (("B", "A", "T"), torch.bool),
     "size": (("B", "A", 3), torch.float32),
     "kind": (("B", "A"), torch.int64),
+    "to_predict": (("B", "A"), torch.bool),
     "ego": (("B",), torch.int64),
     "polyline": (("B", "L", "P", 3), torch.float32),
     "polyline_valid": (("B", "L", "P"), torch.bool),

@@ -20,14 +20,14 @@ SIZES = {"small": ASSETS / "behavior_small", "large": ASSETS / "behavior_large"}
 def model_folder(weights: Path | str | None) -> Path:
     """Return the folder of a behaviour model: the shipped one if None, one of `SIZES` by its name, else the folder itself.
 
-    A folder of that name in the working directory goes before a name.
+    A folder of weights of that name in the working directory goes before a name.
 
     Raises:
         ValueError: there is no such folder.
     """
     if weights is None:
         return SHIPPED_WEIGHTS
-    folder = Path(weights) if Path(weights).exists() else SIZES.get(str(weights), Path(weights))
+    folder = Path(weights) if (Path(weights) / "config.json").is_file() else SIZES.get(str(weights), Path(weights))
     if not folder.is_dir():
         raise ValueError(f"{weights}: no such folder of weights; by name there are {' and '.join(SIZES)}")
     return folder

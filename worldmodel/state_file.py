@@ -12,7 +12,7 @@ from .files import write_tensors
 from .scene import LAYOUT, Scene
 from .world import State
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 def save_state(state: State, path: Path) -> None:

@@ -11,6 +11,7 @@ The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to r
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,9 +25,11 @@ from .behavior import Agents, BehaviorConfig, BehaviorModel
 from .checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from .data.shards import SceneDataset
 from .files import replacing
+from .held_out import require_held_out
+from .lineage import Stage, read_stages, write_stages
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, require_new, seeded_generator, training_run
-from .scene import DERIVED, AgentKind, PolylineKind, Scene, stack
+from .scene import AgentKind, PolylineKind, Scene, stack
 from .tokens import MOVING_KINDS, Choose, MotionVocabulary, Tracks, disturbed
 from .vocabulary import build_vocabulary, collect_motions
 from .world import LearnedWorld
@@ -143,7 +146,7 @@ def crop(scene: Scene, start: int, steps: int, agents: int, polylines: int, midd
     changes = (
         track
         | {name: getattr(scene, name)[:, lines] for name in roads}
-        | {name: getattr(scene, name)[:, rows] for name in ("size", "kind")}
+        | {name: getattr(scene, name)[:, rows] for name in ("size", "kind", "to_predict")}
     )
     changes |= {name: getattr(scene, name)[..., start:end] for name in ("signal_state", "signal_valid")}
     links = ("lane_link", "lane_link_kind", "lane_link_valid")
@@ -213,8 +216,8 @@ def new_model(args: Args, vocabulary: MotionVocabulary) -> BehaviorModel:
 class Trainer:
     """Everything that a checkpoint has to hold: the weights, their average, the optimiser, the random generator, the step."""
 
-    def __init__(self, args: Args, start: BehaviorModel):
-        self.args, self.step = args, 0
+    def __init__(self, args: Args, start: BehaviorModel, before: Sequence[Stage]):
+        self.args, self.step, self.before = args, 0, before
         config = replace(start.config, dropout=args.dropout)
         self.model, self.average = (BehaviorModel(config, start.vocabulary) for _ in range(2))
         self.model.load_state_dict(start.state_dict())
@@ -256,6 +259,7 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Write `checkpoint.safetensors`, whole or not at all, and the averaged model."""
         self.average.save_pretrained(folder / "model")
+        write_stages(folder / "model", self.before, asdict(self.args), **what_was_done(folder, self.step))
         write_checkpoint(folder, self._modules(), self.optimizer, self.generator, {"step": str(self.step)})
 
     def load(self, folder: Path) -> None:
@@ -268,6 +272,21 @@ class Trainer:
 
     def _modules(self) -> dict[str, BehaviorModel]:
         return {"model": self.model, "average": self.average}
+
+
+def what_was_done(folder: Path, step: int) -> dict[str, float | None]:
+    """Return what `training.json` says of a training until now: steps, seconds without validations, cores, validation loss."""
+    metrics = read_metrics(folder)
+    speeds = [row for row in metrics if "steps_per_second" in row]
+    before = [0, *(row["step"] for row in speeds)]
+    return {
+        "optimiser_steps": step,
+        "seconds": round(
+            sum((row["step"] - first) / row["steps_per_second"] for first, row in zip(before, speeds, strict=False)), 1
+        ),
+        "cores": os.cpu_count(),
+        "validation_loss": next((row["validation_loss"] for row in reversed(metrics) if "validation_loss" in row), None),
+    }
 
 
 def mirror(scene: Scene) -> Scene:
@@ -406,23 +425,22 @@ def main(args: Args) -> Path:
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
-    trained, kept = ({id.partition(DERIVED)[0] for source in group for id in source.dataset.ids} for group in (sources, held_out))
     require_ranges(args)
     if args.start_from and args.model:
         raise ValueError("found both --start-from and --model, wanted one of them: the weights to begin with have their sizes")
-    if shared := trained & kept:
-        told = f"{len(shared)} scenes, or what was made of them, are in both --data and --validation"
-        raise ValueError(f"{told}, such as {min(shared)}")
     require_new(args.out, args.resume)
     if args.resume and (args.out / CHECKPOINT).is_file():
-        trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"))
+        trainer = Trainer(args, BehaviorModel.from_pretrained(args.out / "model"), read_stages(args.out / "model")[:-1])
         trainer.load(args.out)
         if trainer.step > args.steps:
             raise ValueError(f"{args.out}: is at step {trainer.step} already, found --steps {args.steps}: take more")
-    elif args.start_from:
-        trainer = Trainer(args, BehaviorModel.from_pretrained(args.start_from))
     else:
-        trainer = Trainer(args, new_model(args, find_vocabulary(sources, args)))
+        before = read_stages(args.start_from) if args.start_from else []
+        require_held_out([source.dataset for source in sources], [source.dataset for source in held_out], before)
+        start = (
+            BehaviorModel.from_pretrained(args.start_from) if args.start_from else new_model(args, find_vocabulary(sources, args))
+        )
+        trainer = Trainer(args, start, before)
     sources = [replace(source, dataset=source.dataset.share(args.share, args.seed)) for source in sources]
     columns = (
         *Progress.get_default_columns()[:2],

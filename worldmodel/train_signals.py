@@ -121,7 +121,7 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
                 continue  # the same moments around another ego
             scene = dataset.load([row])
             moves = (scene.signal_state[0, :, 1:] != scene.signal_state[0, :, :-1]).any()
-            if scene.signal_valid.any() and scene.steps >= LEAST_STEPS:
+            if (scene.signal_valid & (scene.signal_state != SignalState.UNKNOWN)).any() and scene.steps >= LEAST_STEPS:
                 found[window] = Log(signal_places(scene)[0], scene.signal_state[0], scene.signal_valid[0], 2.0 if moves else 1.0)
         total = sum(log.weight for log in found.values())
         try:
@@ -132,7 +132,9 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
             raise ValueError(f"{text}: found the weight {weight}, wanted a number above 0")
         logs += [Log(log.place, log.state, log.valid, share / total) for log in found.values()]
     if not logs:
-        raise ValueError(f"{' '.join(texts)}: found no signal in scenes of at least {LEAST_STEPS} steps, wanted some")
+        raise ValueError(
+            f"{' '.join(texts)}: found no signal that shows stop, caution or go in scenes of at least {LEAST_STEPS} steps"
+        )
     return logs
 
 
@@ -320,7 +322,10 @@ def train(model: SignalModel, logs: Sequence[Log], args: Args, show, log) -> Non
     generator, weights = seeded_generator(args.seed, "signal training"), torch.tensor([log.weight for log in logs])
     recent: list[float] = []
     for step in range(args.steps):
-        loss = losses(model, draw(logs, weights, args, model.config.decision_ticks, generator)).mean()
+        found = losses(model, draw(logs, weights, args, model.config.decision_ticks, generator))
+        if not len(found):  # nothing but signals that are off or not seen
+            continue
+        loss = found.mean()
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} at step {step}: lower --learning-rate")
         optimizer.zero_grad(set_to_none=True)

@@ -41,7 +41,7 @@ def main() -> None:
         "bfloat16": replace(plain, bfloat16=True),
         "bfloat16, closed loop": replace(plain, bfloat16=True, closed_loop=16),
     }
-    trainers = {name: Trainer(case, BehaviorModel.from_pretrained(assets / "behavior")) for name, case in cases.items()}
+    trainers = {name: Trainer(case, BehaviorModel.from_pretrained(assets / "behavior"), []) for name, case in cases.items()}
     sources = [Source.parse(text) for text in plain.data]
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(1 + args.steps):

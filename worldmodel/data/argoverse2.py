@@ -39,8 +39,11 @@ PATTERNS = ("scenario_*.parquet", "*/scenario_*.parquet")
 
 COLUMNS = (
     *("track_id", "object_type", "timestep", "position_x", "position_y", "heading", "velocity_x", "velocity_y"),
-    *("scenario_id", "start_timestamp", "end_timestamp", "num_timestamps"),
+    *("scenario_id", "start_timestamp", "end_timestamp", "num_timestamps", "object_category"),
 )
+
+NAMED = 2
+"""From this `object_category` on a track is to be predicted: 2 is scored, 3 the focal track; 0 is a fragment, 1 is not scored."""
 
 EGO = "AV"
 EGO_SIZE = (4.872, 1.852, 1.476)
@@ -135,6 +138,7 @@ def _scene(table: dict[str, np.ndarray], content: Any, file: Path, map_file: Pat
     if abs(step - TIME_STEP) > 0.01 * TIME_STEP:
         raise DataError(f"{file}: scenario {name}: has steps of {step:.3f} s, wanted {TIME_STEP} s: resample it first")
     ids, kind, size, label, valid = _labels(table, name, file)
+    named = {str(track) for track, category in zip(table["track_id"], table["object_category"], strict=True) if category >= NAMED}
     if valid.shape[1] <= HISTORY_STEPS:
         return Skipped(file.name, f"{valid.shape[1]} steps, wanted at least {HISTORY_STEPS + 1}")
     if EGO not in ids:
@@ -164,6 +168,7 @@ def _scene(table: dict[str, np.ndarray], content: Any, file: Path, map_file: Pat
         valid=label.valid[keep],
         size=size[keep],
         kind=kind[keep],
+        to_predict=torch.tensor([id in named for id in ids])[keep],
         ego=keep[:ego].sum(),
         route=roads.route(torch.cat((label.position[ego], ground[ego, :, None]), dim=-1)[seen], label.heading[ego][seen]),
         **roads.tensors(),

@@ -94,7 +94,10 @@ def _scenario(record: dict[str, Any]) -> Any:
                 raise ValueError(f"signal of lane {lane}: found state {word!r} at step {step} of {steps}")
             stop_point = dict(zip("xyz", point, strict=True))
             scenario.dynamic_map_states[step].lane_states.add(lane=int(lane), state=STATES[word], stop_point=stop_point)
-    scenario.sdc_track_index = (record.get("metadata") or {}).get("sdc_track_index", len(objects) - 1)
+    metadata = record.get("metadata") or {}
+    scenario.sdc_track_index = metadata.get("sdc_track_index", len(objects) - 1)
+    for named in metadata.get("tracks_to_predict") or ():
+        scenario.tracks_to_predict.add(track_index=named["track_index"])
     return scenario
 
 

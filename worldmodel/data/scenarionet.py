@@ -140,7 +140,11 @@ def _scene(record: dict[str, Any], file: Path) -> Scene | Skipped:
     ego_id = str(head["sdc_id"] if "sdc_id" in head else head["sdc_track_index"])
     if ego_id not in tracks["ids"]:
         raise DataError(f"{file}: scenario {name}: has no track {ego_id}, which it names as the ego's: correct the file")
-    ego = tracks.pop("ids").index(ego_id)
+    ids = tracks.pop("ids")
+    ego, named = ids.index(ego_id), [str(id) for id in head.get("tracks_to_predict") or ()]
+    if missing := sorted(set(named) - set(ids)):
+        raise DataError(f"{file}: scenario {name}: has no track {missing[0]}, which it names to be predicted: correct the file")
+    tracks["to_predict"] = torch.tensor([id in named for id in ids])
     seen = tracks["valid"][ego]
     if not seen[HISTORY_STEPS]:
         return Skipped(file.name, f"the ego (track {ego_id}) is not seen at the present (step {HISTORY_STEPS})")

@@ -155,6 +155,7 @@ class SceneDataset(ShardFolder):
 
     ITEM = "scene"
     ENTRY = {"id": str, "recipe": str, "file": str, "number": int, "crc32": int}
+    VERSION = 2
 
     def __iter__(self) -> Iterator[Scene]:
         """Yield every scene as a batch of one."""

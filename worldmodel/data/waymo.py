@@ -3,8 +3,8 @@
 Row i of a scene's agents is track i of the scenario, and tracks stand as they were recorded, not smoothed: they come from an
 offline tracker, and the sim agents challenge scores against them as they are. The origin is moved near to the ego, since float32
 resolves 1 mm at the 20 km that coordinates reach. Size: that of the valid step nearest to the present. Stop signs, speed bumps,
-driveways, the paint of road lines and the tracks to predict have no place in a `Scene` and are left out, as are lanes of a single
-point and signals of lanes that are not in the map.
+driveways and the paint of road lines have no place in a `Scene` and are left out, as are lanes of a single point and signals of
+lanes that are not in the map.
 
 Ettinger et al., Large Scale Interactive Motion Forecasting for Autonomous Driving: The Waymo Open Motion Dataset, ICCV 2021.
 """
@@ -92,6 +92,7 @@ def read_scenario(scenario: Any, id: str, where: str) -> Scene | Skipped:
             id,
             recipe="",
             ego=torch.tensor(ego),
+            to_predict=_named(scenario),
             route=graph.route(ground[seen], tracks["heading"][ego][seen]),
             **tracks,
             **graph.tensors(),
@@ -115,6 +116,18 @@ def _check(scenario: Any) -> None:
             raise ValueError(f"track {index}: found {len(track.states)} states for {steps} timestamps")
         if track.object_type not in KINDS:
             raise ValueError(f"track {index}: found object type {track.object_type}, known are {', '.join(map(str, KINDS))}")
+
+
+def _named(scenario: Any) -> Tensor:
+    """Return which tracks (A,) the scenario names to be predicted.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    named = [entry.track_index for entry in scenario.tracks_to_predict]
+    if wrong := [index for index in named if not 0 <= index < len(scenario.tracks)]:
+        raise ValueError(f"tracks_to_predict names track {wrong[0]}, found {len(scenario.tracks)} tracks")
+    return torch.zeros(len(scenario.tracks), dtype=torch.bool).index_fill(0, torch.tensor(named, dtype=torch.int64), True)
 
 
 def _tracks(scenario: Any, origin: np.ndarray) -> dict[str, Tensor]:
