@@ -141,7 +141,12 @@ def asked_steps(logged: ObjectFeatures) -> dict[str, Tensor]:
     A speed needs both neighbouring steps after the present to be valid, an acceleration the speeds of both. Simulated speeds may
     reach back into the history; that asymmetry is the challenge's.
     """
-    both = lambda valid: torch.nn.functional.pad(valid[:, 2:] & valid[:, :-2], (1, 1))  # noqa: E731
+
+    def both(valid: Tensor) -> Tensor:
+        found = torch.zeros_like(valid)
+        found[:, 1:-1] = valid[:, 2:] & valid[:, :-2]  # nothing at all where there are fewer than three steps
+        return found
+
     asked = {name: logged.defined[name][:, 0] for name in FEATURES}
     speed = both(logged.valid[:, 0])
     asked |= dict.fromkeys(("linear_speed", "angular_speed"), speed)

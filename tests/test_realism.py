@@ -275,6 +275,17 @@ def test_bins_hold_their_lower_border_and_the_range_is_clipped():
     assert histogram_bin("linear_speed", values).tolist() == [0, 0, 0, 1, bins - 1, bins - 1]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_futures_have_places_and_no_speeds(steps):
+    scene = straight_road()
+    logged = object_features(scene, logged_futures(scene, steps), scored_agents(scene, ego_too=True))
+    result = score_realism(logged, logged)
+    assert [bool(result.counted[0, FEATURES.index(name)]) for name in ("distance_to_nearest_object", "linear_speed")] == [
+        True,
+        steps > 2,
+    ]
+
+
 def test_weights_sum_to_one_and_missing_terms_are_made_up_for():
     for weights in WEIGHTS.values():
         assert sum(weights.values()) == pytest.approx(1)
