@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +12,8 @@ from tyro.conf import Positional, arg
 
 from ..worldmodel.camera import WEIGHTS_FILE, camera_checksum, load_camera
 from ..worldmodel.files import write_text
-from ..worldmodel.lineage import without_folders
-from .records import finished_record, renew_text, ship
+from ..worldmodel.lineage import TRAINING_FILE, Stage, read_stages, without_folders
+from .records import finished_record, renew_text, ship, trained_model
 
 BEGIN, END = "<!-- {name} table: written by `worldloop card camera` -->", "<!-- end of the {name} table -->"
 """Between these lines of a README the table of a camera is put; the name is that of its folder."""
@@ -45,13 +45,7 @@ docstring of `worldloop.worldmodel.camera` describes it.
 No weights come from the validation clips: {validation}.
 
 ## Recipe
-`worldloop train camera` with
-
-```json
-{arguments}
-```
-
-{seconds:.0f} seconds on {cores} CPU cores. Last validation: squared error of the flow {validation_loss:.3f}.
+{recipe}
 
 ## How good it is
 {table}
@@ -59,6 +53,14 @@ No weights come from the validation clips: {validation}.
 ## Limits
 {limits}
 """
+
+STAGE = """`worldloop train camera` with
+
+```json
+{asked}
+```
+
+{seconds:.0f} seconds on {cores} CPU cores. Last validation: squared error of the flow {validation_loss:.3f}."""
 
 WITH_LAYOUT = (
     "Driving camera",
@@ -85,7 +87,8 @@ class CameraCard:
     """
 
     training: Annotated[Path, Positional, arg(metavar="TRAINING")]
-    """Finished run folder of `worldloop train camera`."""
+    """Finished run folder of `worldloop train camera`, or a folder of cameras that say what they were trained on
+    (training.json), such as those that are shipped."""
     fidelity: Annotated[Path, Positional, arg(metavar="FIDELITY")]
     """Run folder of `worldloop fidelity camera` with these weights."""
     folder: Path = Path("assets/camera")
@@ -101,12 +104,13 @@ def run_camera_card(args: CameraCard) -> None:
         ValueError: a run is not finished or of another command, the figures are of other weights or of clips that were not kept
             apart from its data, or the README has no place for the table.
     """
-    training, fidelity = finished_record(args.training, "train camera"), finished_record(args.fidelity, "fidelity camera")
-    _check_fit(args, training, fidelity)
-    model = load_camera(args.training / "model")
-    arguments, results, config = training["arguments"], training["results"], model.config
+    folder, fidelity = trained_model(args.training, "train camera"), finished_record(args.fidelity, "fidelity camera")
+    stages = read_stages(folder)
+    _check_fit(args.fidelity, folder, stages, fidelity)
+    model, last = load_camera(folder), stages[-1]
+    config = model.config
     title, conditions, use, limits = WITH_LAYOUT if config["layout_channels"] else WITHOUT_LAYOUT
-    sources = [without_folders(source) for source in arguments["data"]]
+    sources = list(dict.fromkeys(source for stage in stages for source in stage["arguments"]["data"]))
     folders = [source.partition(":")[0] for source in sources]
     origins = {folder: ORIGINS.get(folder.partition("_")[0], "") for folder in folders}
     table = camera_table(fidelity)
@@ -118,20 +122,17 @@ def run_camera_card(args: CameraCard) -> None:
         height=config["height"],
         width=config["width"],
         rate=config["rate"],
-        parameters=results["parameters"],
-        frames=results["training_frames"],
+        parameters=last["parameters"],
+        frames=last["training_frames"],
         data="\n".join(f"- `{source}`" for source in sources),
         origins="\n".join(f"- `{name}`: {told or 'the run says no more of it.'}" for name, told in origins.items()),
-        validation=", ".join(f"`{without_folders(source)}`" for source in arguments["validation"]),
-        arguments=json.dumps({n: without_folders(v) for n, v in arguments.items() if n not in ("out", "resume")}, indent=2),
-        seconds=training["seconds"],
-        cores=training["machine"]["cores"],
-        validation_loss=results["validation_loss"],
+        validation=", ".join(f"`{source}`" for source in last["arguments"]["validation"]),
+        recipe="\n\n".join(STAGE.format(asked=json.dumps(stage["arguments"], indent=2), **stage) for stage in stages),
         table=table,
     )
     if args.readme is not None:
         renew_text(args.readme, BEGIN.format(name=args.folder.name), END.format(name=args.folder.name), table)
-    ship(args.training / "model", args.folder, ("config.json", WEIGHTS_FILE))
+    ship(folder, args.folder, ("config.json", WEIGHTS_FILE, TRAINING_FILE))
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", table: {args.readme}" if args.readme else ""))
 
@@ -167,16 +168,17 @@ def camera_table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check_fit(args: CameraCard, training: Mapping[str, Any], fidelity: Mapping[str, Any]) -> None:
+def _check_fit(run: Path, folder: Path, stages: Sequence[Stage], fidelity: Mapping[str, Any]) -> None:
     """Refuse figures of other weights, or on clips that were kept apart from other data than the camera was trained on."""
-    if fidelity["results"].get("weights_checksum") != camera_checksum(args.training / "model"):
+    if fidelity["results"].get("weights_checksum") != camera_checksum(folder):
         raise ValueError(
-            f"{args.fidelity}: scored other weights than those of {args.training}: run "
-            f"`worldloop fidelity camera --weights {args.training / 'model'}` on the validation clips"
+            f"{run}: scored other weights than those of {folder}: run "
+            f"`worldloop fidelity camera --weights {folder}` on the validation clips"
         )
-    trained, known = (set(map(without_folders, run["arguments"]["data"])) for run in (training, fidelity))
+    trained = {source for stage in stages for source in stage["arguments"]["data"]}
+    known = set(map(without_folders, fidelity["arguments"]["data"]))
     if trained != known:  # `fidelity camera` has seen to it that its clips share no frame with these
         raise ValueError(
-            f"{args.fidelity}: kept its clips apart from {', '.join(sorted(known))}, the camera was trained on "
+            f"{run}: kept its clips apart from {', '.join(sorted(known))}, the camera was trained on "
             f"{', '.join(sorted(trained))}: run `worldloop fidelity camera` with these as --data"
         )

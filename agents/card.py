@@ -15,7 +15,7 @@ from ..worldmodel.files import write_text
 from ..worldmodel.lineage import TRAINING_FILE, Stage, patterns, read_stages, without_folders
 from ..worldmodel.uncertainty import CALIBRATION_FILE, Calibration, weights_checksum
 from .card_tables import endurance_table, fidelity_table, reactions_table, uncertainty_table
-from .records import finished_record, renew_text, ship
+from .records import finished_record, renew_text, ship, trained_model
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors", TRAINING_FILE)
 
@@ -117,10 +117,8 @@ def run_card(args: Card) -> None:
         ValueError: a run is not finished or of another command, the figures are of other weights or of scenes that were not held
             out, or the README has no place for the table.
     """
-    model_folder = _trained(args.training)
+    model_folder = trained_model(args.training, "train behavior")
     stages = read_stages(model_folder)
-    if not stages:
-        raise ValueError(f"{model_folder}: holds no {TRAINING_FILE}, so nobody can say what it was trained on: train it again")
     fidelity = finished_record(args.fidelity, "fidelity")
     records = [(folder, finished_record(folder, *BESIDE)) for folder in args.beside]
     for folder, record in ((args.fidelity, fidelity), *records):
@@ -153,20 +151,11 @@ def run_card(args: Card) -> None:
     if args.readme is not None:
         for name, table in tables.items():
             renew_text(args.readme, BEGIN.format(name=name), END.format(name=name), table)
-    if model_folder.resolve() != args.folder.resolve():
-        ship(model_folder, args.folder, (*MODEL_FILES, *([CALIBRATION_FILE] if calibrated else [])))
-        if not calibrated:
-            (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
+    ship(model_folder, args.folder, (*MODEL_FILES, *([CALIBRATION_FILE] if calibrated else [])))
+    if not calibrated:
+        (args.folder / CALIBRATION_FILE).unlink(missing_ok=True)  # another model's
     write_text(args.folder / "README.md", text)
     print(f"weights and card: {args.folder}" + (f", tables: {args.readme}" if args.readme else ""))
-
-
-def _trained(place: Path) -> Path:
-    """Return the folder of the weights that a finished training has left, or the folder itself if it holds weights."""
-    if (place / TRAINING_FILE).is_file():
-        return place
-    finished_record(place, "train behavior")
-    return place / "model"
 
 
 def _uncertainty(folder: Path) -> str:

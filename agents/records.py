@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..worldmodel.files import replacing, write_text
+from ..worldmodel.lineage import TRAINING_FILE, read_stages
 
 
 def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
@@ -32,8 +33,25 @@ def finished_record(folder: Path, *commands: str) -> dict[str, Any]:
     return record
 
 
+def trained_model(place: Path, command: str) -> Path:
+    """Return the folder of the weights that a finished training has left, or `place` itself if it holds such weights.
+
+    Raises:
+        ValueError: it is neither, or the weights do not say what they were trained on.
+    """
+    folder = place
+    if not (place / TRAINING_FILE).is_file():
+        finished_record(place, command)
+        folder = place / "model"
+    if not read_stages(folder):
+        raise ValueError(f"{folder}: holds no {TRAINING_FILE}, so nobody can say what it was trained on: train it again")
+    return folder
+
+
 def ship(source: Path, folder: Path, names: Sequence[str]) -> None:
-    """Copy files of a trained model into a folder, each whole or not at all."""
+    """Copy files of a trained model into a folder, each whole or not at all; nothing is to be done where it lies there."""
+    if source.resolve() == folder.resolve():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         with replacing(folder / name) as partial:

@@ -27,6 +27,7 @@ from .camera_windows import Clips, conditions, require_apart, require_fit, roll,
 from .checkpoint import CHECKPOINT, read_checkpoint, read_header, write_checkpoint
 from .data.clips import ClipDataset
 from .files import replacing
+from .lineage import read_stages, write_stages
 from .perspective import KIND_CHANNELS, SIGNAL_CHANNELS
 from .run import Run, read_metrics, require_new, seeded_generator, training_run
 
@@ -373,6 +374,10 @@ def main(args: Args) -> Path:
     ):
         results = _stages(trainer, data, held_out, run, progress)
     run.finish(results)
+    before = read_stages(args.start_from) if args.start_from else []
+    done = {name: results[name] for name in ("parameters", "training_frames", "validation_loss")}
+    cores = run.record["machine"]["cores"]
+    write_stages(args.out / "model", before, asdict(args), seconds=run.record["seconds"], cores=cores, **done)
     return args.out / "model"
 
 
