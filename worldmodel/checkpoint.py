@@ -16,6 +16,15 @@ CHECKPOINT = "checkpoint.safetensors"
 """The file's name in a run folder."""
 
 
+def multiply_in(bfloat16: bool | None) -> torch.autocast:
+    """Return the context in which a training multiplies: bfloat16 or float32; None takes what this processor is fast in.
+
+    Without AVX-512, convolutions in bfloat16 took 13 times as long as in float32 (AMD EPYC with AVX2, torch 2.13).
+    """
+    fast = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast if bfloat16 is None else bfloat16)
+
+
 def write_checkpoint(
     folder: Path,
     modules: Mapping[str, nn.Module],

@@ -3,8 +3,8 @@
 One file, one loop: windows of scenes become motion tokens (disturbed, so that the model learns to find back), the model predicts
 each next token, AdamW lowers the cross entropy. Fine-tuning (`--start-from`, `--closed-loop`) lets the model itself drive through
 the windows and teaches it the way back from where it ends up (CAT-K, Zhang et al., arXiv 2412.05334). Matrix products are in
-bfloat16 (about 1.3 times the steps per second on two AVX-512 cores: `tests/benchmarks/train_speed.py`); the weights that are
-validated and shipped are an exponential moving average in float32.
+bfloat16 where the processor has AVX-512 (there about 1.3 times the steps per second: `tests/benchmarks/train_speed.py`); the
+weights that are validated and shipped are an exponential moving average in float32.
 The run folder holds `metrics.jsonl`, `learning_curves.png`, the checkpoint to resume from, and `model/` for `from_pretrained`.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .behavior import Agents, BehaviorConfig, BehaviorModel
-from .checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
+from .checkpoint import CHECKPOINT, multiply_in, read_checkpoint, write_checkpoint
 from .data.shards import SceneDataset
 from .files import replacing
 from .held_out import require_held_out
@@ -85,8 +85,8 @@ class Args:
     """The vocabulary holds at most so many motions of vehicles."""
     other_tokens: int = 256
     """And so many of pedestrians, and of cyclists."""
-    bfloat16: bool = True
-    """Matrix products in bfloat16: faster on a processor that has them (AVX-512, AMX), slower on one that has not."""
+    bfloat16: bool | None = None
+    """Matrix products in bfloat16 (True) or float32 (False); None: what this processor is fast in."""
     model: dict[str, int] = field(default_factory=dict)
     """Sizes of the model, as pairs: `--model width 96 layers 2`. There are decision_ticks 5, width 128, heads 4, layers 3, hidden
     256, pair_width 32, window 8, map_neighbours 32, signal_neighbours 4, agent_neighbours 16, motion_inputs 6 (see
@@ -240,7 +240,7 @@ class Trainer:
         choose = disturbed(self.args.noise, self.generator)
         if self.args.closed_loop:
             choose = self_driven(self.average, scene, phase, self.args.closed_loop)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bfloat16):
+        with multiply_in(self.args.bfloat16):
             tracks = self.model.vocabulary.encode(scene, phase, choose)
             loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
         if not loss.isfinite():

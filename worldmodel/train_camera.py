@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from .camera import PAST_LEVEL, SHRINK, CameraModel, Conditions, from_bytes, load_camera
 from .camera_windows import Clips, conditions, require_apart, require_fit, roll, some_clips
-from .checkpoint import CHECKPOINT, read_checkpoint, read_header, write_checkpoint
+from .checkpoint import CHECKPOINT, multiply_in, read_checkpoint, read_header, write_checkpoint
 from .data.clips import ClipDataset
 from .files import replacing
 from .lineage import read_stages, write_stages
@@ -87,8 +87,8 @@ class Args:
     """Peak of the cosine schedule, of either stage."""
     average: float = 0.998
     """Decay of the exponential moving average of the flow network, which is what is shipped."""
-    bfloat16: bool = True
-    """Matrix products in bfloat16."""
+    bfloat16: bool | None = None
+    """Matrix products in bfloat16 (True) or float32 (False); None: what this processor is fast in."""
     model: dict[str, int] = field(default_factory=dict)
     """Sizes of `CameraModel`, such as `past 4 autoencoder_channels 24`."""
     evaluate_every: int = 2000
@@ -157,7 +157,7 @@ class Trainer:
         rate = self.args.learning_rate * min((stage + 1) / 100, 0.5 * (1 + math.cos(math.pi * share)) + 0.01)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.args.bfloat16):
+        with multiply_in(self.args.bfloat16):
             value = loss()
         if not value.isfinite():
             raise ValueError(f"the loss is {value.item()} at step {self.step}: lower --learning-rate")
