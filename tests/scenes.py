@@ -118,6 +118,13 @@ def several_roads(count: int = 4) -> Scene:
     return stack([moved(road, 0.7 * i, (30.0 * i, -20.0 * i)) for i, road in enumerate(roads)])
 
 
+def uneven(scene: Scene, seed: float = 0.0) -> Scene:
+    """Return the same scenes with speeds that rise and fall, another way for each agent and `seed`; the tracks stay."""
+    time, agent = torch.arange(scene.steps), torch.arange(scene.velocity.shape[1])[:, None]
+    factor = 1.0 + (0.2 + 0.05 * seed) * (0.4 * time * (1.0 + 0.13 * agent) + agent).sin()
+    return replace(scene, velocity=scene.velocity * factor[..., None])
+
+
 def moved(scene: Scene, angle: float, shift: tuple[float, float]) -> Scene:
     """Return the same scenes turned by `angle` about the origin, then shifted: nothing that drives in them may notice."""
     turn, offset = torch.tensor(angle), torch.tensor(shift)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scenes import moved, several_roads, straight_road
-from worldloop.worldmodel.data.recordings import moments, recordings
+from scenes import damaged, moved, several_roads, straight_road, uneven
+from worldloop.worldmodel.data.recordings import LATER, moments, recordings
 from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
-from worldloop.worldmodel.held_out import copies, known, named_before
+from worldloop.worldmodel.held_out import copies, known, named_before, require_held_out
 from worldloop.worldmodel.lineage import patterns, read_stages, without_folders, write_stages
+from worldloop.worldmodel.scene import stack
 
 
 def cut(scene, first, last):
@@ -22,17 +23,23 @@ def cut(scene, first, last):
     return replace(scene, **tracks)
 
 
-def test_copies_and_cuts_are_of_one_recording_and_the_same_road_elsewhere_is_not() -> None:
-    one, other = straight_road(), moved(straight_road(), 0.3, (500.0, 0.0))
-    scenes = [other, one, replace(one, id=("copy",)), cut(one, 20, 60), moved(other, 0.0, (0.5, 0.0)), cut(other, 0, 50)]
-    assert recordings([moments(scene) for scene in scenes]) == [0, 1, 1, 1, 4, 0]
+def test_copies_cuts_and_other_origins_are_of_one_recording_and_other_traffic_on_the_same_road_is_not() -> None:
+    one, other = uneven(straight_road()), uneven(straight_road(), 0.5)
+    copies = [one, replace(one, id=("copy",)), cut(one, 20, 60), moved(one, 0.9, (0.5, -3000.0)), cut(other, 0, 50)]
+    assert recordings([moments(scene) for scene in [other, *copies]]) == [0, 1, 1, 1, 1, 0]
     assert recordings([]) == []
 
 
-def test_parked_cars_are_no_sign_of_the_same_recording() -> None:
-    standing = straight_road()
-    standing = replace(standing, velocity=torch.zeros_like(standing.velocity))
-    assert recordings([moments(standing)] * 2) == [0, 1]
+def test_who_stands_or_drives_evenly_is_no_sign_of_the_same_recording() -> None:
+    assert straight_road().velocity.norm(dim=-1).max() > 5.0
+    for factor in (0.0, 1.0):
+        scene = replace(straight_road(), velocity=factor * straight_road().velocity)
+        assert recordings([moments(scene)] * 2) == [0, 1]
+
+
+def test_a_scene_too_short_for_a_moment_is_of_no_recording_but_its_own() -> None:
+    assert [len(moments(cut(uneven(straight_road()), 0, steps))) for steps in (1, 2 * LATER)] == [0, 0]
+    assert len(moments(cut(uneven(straight_road()), 0, 2 * LATER + 1))) > 0
 
 
 @given(st.lists(st.sets(st.integers(0, 30), max_size=8), max_size=8))
@@ -48,8 +55,8 @@ def test_recordings_are_what_shared_places_join(sets: list[set[int]]) -> None:
 
 
 def test_what_was_trained_on_is_known_by_name_and_as_a_copy(tmp_path) -> None:
-    roads = several_roads(3)
-    extra = replace(moved(roads.take([0]), 0.0, (0.0, 0.0)), id=("hand/copy",))
+    roads = stack([uneven(several_roads(3).take([row]), row) for row in range(3)])
+    extra = replace(moved(roads.take([0]), 0.3, (70.0, 0.0)), id=("hand/copy",))
     with ShardWriter(tmp_path / "roads") as writer:
         for scene in (roads, extra):
             writer.add(scene, source="hand")
@@ -65,6 +72,20 @@ def test_what_was_trained_on_is_known_by_name_and_as_a_copy(tmp_path) -> None:
     assert known([dataset.subset("hand/1")], stages) == set()
     assert copies([dataset.subset("hand/0")], [dataset.subset("hand/c"), dataset.subset("hand/1")]) == [("hand/copy", "hand/0")]
     assert known([dataset], []) == set()
+    for data, held_out, told in (
+        ("hand/1", "hand/c", "1 scenes, or copies .* of --validation are what the weights of --start-from were trained on"),
+        ("hand/2", "hand/1", "1 scenes, or copies .* of --data were held out when the weights of --start-from"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            require_held_out([dataset.subset(data)], [dataset.subset(held_out)], stages)
+    require_held_out([dataset.subset("hand/0")], [dataset.subset("hand/1")], stages)
+
+
+def test_damaged_scenes_are_known_by_name_alone(tmp_path) -> None:
+    damaged(tmp_path / "roads", several_roads(2))
+    dataset = SceneDataset(tmp_path / "roads")
+    stages = [{"arguments": {"data": ["roads:hand/0"], "validation": []}}]
+    assert known([dataset], stages) == {"hand/0"}
 
 
 def test_a_broken_record_of_trainings_is_named(tmp_path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import tiny_model
 from safetensors.torch import load_file
-from scenes import CONE, EGO, moved, straight_road
+from scenes import CONE, EGO, moved, straight_road, uneven
 from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.lineage import read_stages
@@ -19,7 +19,7 @@ SIZES = {"width": 16, "heads": 2, "layers": 1, "hidden": 16, "pair_width": 4, "w
 def write(folder, names, only_cars=False):
     with ShardWriter(folder) as writer:
         for number, name in enumerate(names):
-            scene = straight_road(name, ego_speed=6.0 + number)
+            scene = uneven(straight_road(name, ego_speed=6.0 + number), ord(name[5]) - 97)
             kind = scene.kind.clone()
             kind[0, 4] = AgentKind.CYCLIST
             kind = torch.full_like(kind, AgentKind.VEHICLE) if only_cars else kind
@@ -152,7 +152,7 @@ def test_scenes_in_both_sets_are_refused(args):
 
 def test_what_was_made_of_a_held_out_scene_is_not_trained_on(args, tmp_path):
     made = write(tmp_path / "made", ["hand/c#hard_brake", "hand/d"])
-    with pytest.raises(ValueError, match="1 scenes, or what was made of them, .* such as hand/c$"):
+    with pytest.raises(ValueError, match="1 scenes, or copies or what was made of them, .* such as hand/c$"):
         main(replace(args, data=(*args.data, made)))
 
 

@@ -49,18 +49,21 @@ def copies(trained: Sequence[SceneDataset], held_out: Sequence[SceneDataset]) ->
     return [(id, known[0]) for known, found in groups.values() if known for id in found]
 
 
-def known(datasets: Sequence[SceneDataset], stages: Sequence[Stage]) -> set[str]:
-    """Return those of the scenes' ids that weights know: from their trainings, or as a copy of one in the same folder."""
+def known(datasets: Sequence[SceneDataset], stages: Sequence[Stage], argument: str = "data") -> set[str]:
+    """Return those of the scenes' ids that trainings took for `data` or `validation`, or that copy one that they took.
+
+    Copies are looked for in the same folder, as the names of what was taken are all that trainings leave behind.
+    """
     found: set[str] = set()
     for dataset in datasets:
         whole = SceneDataset(dataset.path)
-        trained = named_before([whole], stages)
+        trained = named_before([whole], stages, argument)
         if not trained:
             continue
-        ids, places = zip(*_readable(whole), strict=True)
-        first = recordings(places)
-        theirs = {number for id, number in zip(ids, first, strict=True) if id.partition(DERIVED)[0] in trained}
-        found |= {id for id, number in zip(ids, first, strict=True) if number in theirs} & set(dataset.ids)
+        readable = dict(_readable(whole))
+        first = dict(zip(readable, recordings(list(readable.values())), strict=True))
+        theirs = {number for id, number in first.items() if id.partition(DERIVED)[0] in trained}
+        found |= {id for id in dataset.ids if id.partition(DERIVED)[0] in trained or first.get(id) in theirs}
     return found
 
 
@@ -72,11 +75,11 @@ def require_held_out(trained: Sequence[SceneDataset], held_out: Sequence[SceneDa
     """
     for shared, told in (
         (names(trained) & names(held_out), "are in both --data and --validation"),
-        (named_before(held_out, before), "of --validation are what the weights of --start-from were trained on"),
-        (named_before(trained, before, "validation"), "of --data were held out when the weights of --start-from were trained"),
+        (known(held_out, before), "of --validation are what the weights of --start-from were trained on"),
+        (known(trained, before, "validation"), "of --data were held out when the weights of --start-from were trained"),
     ):
         if shared:
-            raise ValueError(f"{len(shared)} scenes, or what was made of them, {told}, such as {min(shared)}")
+            raise ValueError(f"{len(shared)} scenes, or copies or what was made of them, {told}, such as {min(shared)}")
     if found := copies(trained, held_out):
         one, other = found[0]
         raise ValueError(

@@ -49,6 +49,21 @@ def read_stages(folder: Path) -> list[Stage]:
         raise ValueError(f"{path}: cannot be read ({error}): copy the weights again, or remove it") from error
 
 
+def stages_before(start_from: Path | None) -> list[Stage]:
+    """Return the trainings that led to the weights that a training begins with, [] if it begins with none.
+
+    Raises:
+        ValueError: the weights do not say: nobody can hold anything out from them.
+    """
+    stages = [] if start_from is None else read_stages(start_from)
+    if start_from is not None and not stages:
+        raise ValueError(
+            f"--start-from {start_from}: holds no {TRAINING_FILE}, so nobody can say what it was trained on and what is held out "
+            "from it: take weights that `worldloop train` has written"
+        )
+    return stages
+
+
 def write_stages(folder: Path, before: Sequence[Stage], arguments: Mapping[str, Any], **done: Any) -> None:
     """Write the trainings `before` and this one, with the `arguments` that it was asked with, into a folder of weights."""
     asked = {name: without_folders(value) for name, value in arguments.items() if name not in ("out", "resume")}

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .behavior import Agents, BehaviorConfig, BehaviorModel
-from .checkpoint import CHECKPOINT, multiply_in, read_checkpoint, write_checkpoint
+from .checkpoint import CHECKPOINT, read_checkpoint, use_bfloat16, write_checkpoint
 from .data.shards import SceneDataset
 from .files import replacing
 from .held_out import require_held_out
-from .lineage import Stage, read_stages, write_stages
+from .lineage import Stage, read_stages, stages_before, write_stages
 from .open_loop import min_average_displacement, simulate
 from .run import Run, read_metrics, require_new, seeded_generator, training_run
 from .scene import AgentKind, PolylineKind, Scene, stack
@@ -240,7 +240,7 @@ class Trainer:
         choose = disturbed(self.args.noise, self.generator)
         if self.args.closed_loop:
             choose = self_driven(self.average, scene, phase, self.args.closed_loop)
-        with multiply_in(self.args.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(self.args.bfloat16)):
             tracks = self.model.vocabulary.encode(scene, phase, choose)
             loss = token_losses(self.model.train(), scene, tracks, phase)[0].mean()
         if not loss.isfinite():
@@ -424,6 +424,7 @@ def main(args: Args) -> Path:
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    args = replace(args, bfloat16=use_bfloat16(args.bfloat16))
     sources, held_out = ([Source.parse(text) for text in texts] for texts in (args.data, args.validation))
     require_ranges(args)
     if args.start_from and args.model:
@@ -435,7 +436,7 @@ def main(args: Args) -> Path:
         if trainer.step > args.steps:
             raise ValueError(f"{args.out}: is at step {trainer.step} already, found --steps {args.steps}: take more")
     else:
-        before = read_stages(args.start_from) if args.start_from else []
+        before = stages_before(args.start_from)
         require_held_out([source.dataset for source in sources], [source.dataset for source in held_out], before)
         start = (
             BehaviorModel.from_pretrained(args.start_from) if args.start_from else new_model(args, find_vocabulary(sources, args))

@@ -24,10 +24,10 @@ from torch.nn import functional
 
 from .camera import PAST_LEVEL, SHRINK, CameraModel, Conditions, from_bytes, load_camera
 from .camera_windows import Clips, conditions, require_apart, require_fit, roll, some_clips
-from .checkpoint import CHECKPOINT, multiply_in, read_checkpoint, read_header, write_checkpoint
+from .checkpoint import CHECKPOINT, read_checkpoint, read_header, use_bfloat16, write_checkpoint
 from .data.clips import ClipDataset
 from .files import replacing
-from .lineage import read_stages, write_stages
+from .lineage import stages_before, write_stages
 from .perspective import KIND_CHANNELS, SIGNAL_CHANNELS
 from .run import Run, read_metrics, require_new, seeded_generator, training_run
 
@@ -157,7 +157,7 @@ class Trainer:
         rate = self.args.learning_rate * min((stage + 1) / 100, 0.5 * (1 + math.cos(math.pi * share)) + 0.01)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with multiply_in(self.args.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bool(self.args.bfloat16)):
             value = loss()
         if not value.isfinite():
             raise ValueError(f"the loss is {value.item()} at step {self.step}: lower --learning-rate")
@@ -350,7 +350,9 @@ def main(args: Args) -> Path:
     """
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    args = replace(args, bfloat16=use_bfloat16(args.bfloat16))
     data, held_out = open_data(args)
+    before = stages_before(args.start_from)
     if args.resume and (args.out / CHECKPOINT).is_file():
         config = json.loads(read_header(args.out)["config"])
         trainer = Trainer(args, cast(CameraModel, CameraModel.from_config(config)))
@@ -374,7 +376,6 @@ def main(args: Args) -> Path:
     ):
         results = _stages(trainer, data, held_out, run, progress)
     run.finish(results)
-    before = read_stages(args.start_from) if args.start_from else []
     done = {name: results[name] for name in ("parameters", "training_frames", "validation_loss")}
     cores = run.record["machine"]["cores"]
     write_stages(args.out / "model", before, asdict(args), seconds=run.record["seconds"], cores=cores, **done)
