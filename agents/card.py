@@ -20,9 +20,10 @@ from .records import finished_record, renew_text, ship, trained_model
 MODEL_FILES = ("config.json", "model.safetensors", "vocabulary.safetensors", TRAINING_FILE)
 
 BEGIN, END = "<!-- {name} table: written by `worldloop card` -->", "<!-- end of the {name} table -->"
-"""Between these lines of a README a table is put: fidelity, reactions, endurance or uncertainty."""
+"""Between these lines of a README a table is put: fidelity, zero_shot, reactions, endurance or uncertainty."""
 
 BESIDE = {
+    "fidelity": ("zero_shot", "On data of other makers, never trained or tuned on", fidelity_table),
     "counterfactual": ("reactions", "How others answer the ego", reactions_table),
     "endurance": ("endurance", "Over a minute", endurance_table),
     "calibrate": ("uncertainty", "", uncertainty_table),
@@ -103,7 +104,8 @@ class Card:
     fidelity: Annotated[Path, Positional, arg(metavar="FIDELITY")]
     """Run folder of `worldloop fidelity` with these weights."""
     beside: Annotated[tuple[Path, ...], arg(name="with")] = ()
-    """Run folders of counterfactual, endurance and calibrate (with --scenes) with these weights, for tables of their own."""
+    """Run folders of counterfactual, endurance and calibrate (with --scenes) with these weights, and of fidelity on scenes of no
+    training, for tables of their own."""
     folder: Path = Path("assets/behavior")
     """Where the weights and their card go."""
     readme: Path | None = None
@@ -121,7 +123,8 @@ def run_card(args: Card) -> None:
     stages = read_stages(model_folder)
     fidelity = finished_record(args.fidelity, "fidelity")
     records = [(folder, finished_record(folder, *BESIDE)) for folder in args.beside]
-    for folder, record in ((args.fidelity, fidelity), *records):
+    _check_fit(model_folder, stages, args.fidelity, fidelity, stages[-1]["arguments"]["validation"])
+    for folder, record in records:
         _check_fit(model_folder, stages, folder, record)
     tables = {"fidelity": fidelity_table(fidelity)}
     tables |= {BESIDE[record["command"]][0]: BESIDE[record["command"]][2](record) for _, record in records}
@@ -161,6 +164,8 @@ def run_card(args: Card) -> None:
 def _uncertainty(folder: Path) -> str:
     """Return what the coefficients of `uncertainty.json` were fitted to, as Markdown."""
     record = json.loads((folder / CALIBRATION_FILE).read_text())
+    if "known" not in record:
+        raise ValueError(f"{folder / CALIBRATION_FILE}: is of an older release: run `worldloop calibrate --fit` anew")
     scenes = ", ".join(f"`{source}`" for source in record["scenes"])
     most = f", at most {record['limit']} scenes of each" if record["limit"] else ""
     return (
@@ -176,8 +181,10 @@ def _stage(number: int, stage: Mapping[str, Any]) -> str:
     return STAGE.format(number=number, asked=json.dumps(stage["arguments"], indent=2), **told)
 
 
-def _check_fit(model_folder: Path, stages: Sequence[Stage], folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a run with other weights, with failures, or on scenes that were not held out from these weights."""
+def _check_fit(
+    model_folder: Path, stages: Sequence[Stage], folder: Path, record: Mapping[str, Any], held_out: Sequence[str] | None = None
+) -> None:
+    """Refuse a run with other weights, with failures, or on scenes that these weights know; or on others than `held_out`."""
     results, command, asked = record["results"], record["command"], record["arguments"]["scenes"]
     if results.get("weights_checksum") != weights_checksum(model_folder):
         raise ValueError(
@@ -192,7 +199,11 @@ def _check_fit(model_folder: Path, stages: Sequence[Stage], folder: Path, record
         if (name := without_folders(asked).partition(":")[0]) in patterns(stages):
             raise ValueError(f"{folder}: intervened in scenes of {name}, which the weights were trained on: take others")
         return
-    held_out = stages[-1]["arguments"]["validation"]
+    if results.get("known", results.get("check", {}).get("known")):
+        raise ValueError(f"{folder}: the weights know some of its scenes from their training: take others")
+    if held_out is None and command == "fidelity":
+        return
+    held_out = held_out or stages[-1]["arguments"]["validation"]
     for source in map(without_folders, asked):
         if source not in held_out:
             raise ValueError(f"{folder}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")

@@ -11,6 +11,11 @@ from .bootstrap import cell, counted
 LEARNED, REFERENCE = "learned", "sumo"
 
 
+def limited(arguments: Mapping[str, Any]) -> str:
+    """Return as text that a run took only some scenes of each data set, if it did."""
+    return f", at most {arguments['limit']} of each" if arguments["limit"] else ""
+
+
 def fidelity_table(record: Mapping[str, Any]) -> str:
     """Return the summary of a fidelity run as Markdown: what was scored, how, and a row for each world."""
     arguments = record["arguments"]
@@ -18,8 +23,8 @@ def fidelity_table(record: Mapping[str, Any]) -> str:
     results = record["results"]
     first, last = (f"{steps / 10:g}" for steps in results["steps"])
     lines = [
-        f"{results['worlds'][0]['scenes']} validation scenes of {results['worlds'][0]['recordings']} recordings ({scenes}), "
-        f"{results['objects']} scored road users, "
+        f"{results['worlds'][0]['scenes']} scenes of {counted(results['worlds'][0]['recordings'], 'recording')} "
+        f"({scenes}{limited(arguments)}), {results['objects']} scored road users, "
         f"{arguments['rollouts']} futures each over {first} to {last} s (as far as the log goes), the recording car too; "
         f"temperature {arguments['temperature']:g}, epsilon {arguments['epsilon']:g}. RMM: realism meta-metric of the Waymo sim "
         f"agents challenge {results['config']}. "
@@ -51,9 +56,10 @@ def reactions_table(record: Mapping[str, Any]) -> str:
     for row in results["figures"]:
         by_name.setdefault(row["intervention"], {})[row["world"]] = row
     lines = [
-        f"{counted(results['scenes'], 'scene')} (`{without_folders(arguments['scenes'])}`), {arguments['rollouts']} futures each "
+        f"{counted(results['scenes'], 'scene')} of {counted(results['figures'][-1]['recordings'], 'recording')} "
+        f"(`{without_folders(arguments['scenes'])}`), {arguments['rollouts']} futures each "
         f"over {arguments['horizon']:g} s. The ego does something else than keeping its course; affected is whom that moves in "
-        "SUMO. The follower is the next one behind the ego. In brackets: 95 % interval, bootstrap over scenes.",
+        "SUMO. The follower is the next one behind the ego. In brackets: 95 % interval, bootstrap over recordings.",
         "",
         "| the ego | affected | same sign as in SUMO (%) | followers | run into it (%), SUMO | learned | answer after (s), SUMO "
         "| learned |",
@@ -79,9 +85,8 @@ def endurance_table(record: Mapping[str, Any]) -> str:
     results, arguments = record["results"], record["arguments"]
     scenes = ", ".join(f"`{without_folders(source)}`" for source in arguments["scenes"])
     first = results["worlds"][0]
-    most = f", at most {arguments['limit']} of each" if arguments["limit"] else ""
     lines = [
-        f"{counted(first['scenes'], 'scene')} of {counted(first['recordings'], 'recording')} ({scenes}{most}), "
+        f"{counted(first['scenes'], 'scene')} of {counted(first['recordings'], 'recording')} ({scenes}{limited(arguments)}), "
         f"{arguments['rollouts']} futures of {arguments['seconds']} s each: the last {arguments['window']} s as a share of "
         "the first. In brackets: 95 % interval, bootstrap over recordings.",
         "",

@@ -41,6 +41,7 @@ from ..envs.reactions import (
     travelled,
 )
 from ..renderers.reactions import Answer, draw_answer
+from ..worldmodel.data.recordings import moments, recordings
 from ..worldmodel.data.shards import SceneDataset
 from ..worldmodel.files import write_csv
 from ..worldmodel.open_loop import Trace, force_ego
@@ -49,7 +50,7 @@ from ..worldmodel.scene import TIME_STEP, AgentKind, Scene
 from ..worldmodel.shipped import model_folder
 from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, LearnedWorld, World, random_keys
-from .bootstrap import cell, counted, interval, resampled
+from .bootstrap import by_recording, cell, counted, interval, resampled
 from .failures import Failures
 from .interventions import INTERVENTIONS, KEEP, Intervention, Plan, plan_interventions
 from .rollout import SCENE_ERRORS, open_scenes
@@ -144,7 +145,7 @@ def run_counterfactual(args: Counterfactual) -> int:
     scenes = open_scenes(args.scenes)
     scenes = scenes if args.limit is None else scenes.first(args.limit)
     failures = Failures()
-    rows, responses, refused = [], [], []
+    rows, responses, refused, places = [], [], [], {}
     shown: dict[str, tuple[float, Answer]] = {}
     with ExitStack() as stack, whole_run(out, "counterfactual", asdict(args), args.seed) as run:
         worlds = _open_worlds(args, scenes, steps, stack)
@@ -155,6 +156,7 @@ def run_counterfactual(args: Counterfactual) -> int:
                 failures.note(scenes.ids[number], error)
                 continue
             rows += case_rows(case)
+            places[case.scene.id[0]] = moments(case.scene)
             responses += response_rows(case)
             refused += [{"intervention": name, "why": why} for name, why in case.plan.refused.items()]
             _keep_best(shown, case)
@@ -164,7 +166,8 @@ def run_counterfactual(args: Counterfactual) -> int:
                 f"none of the {len(scenes)} scenes lets the ego do what was asked for: take other scenes or interventions"
             )
         failures.write(run.folder)
-        summary = summarise(rows, args.seed)
+        recording = dict(zip(places, recordings(list(places.values())), strict=True))
+        summary = summarise([row | {"recording": recording[row["scene"]]} for row in rows], args.seed)
         for name, content in (("summary", summary), ("cases", rows), ("responses", responses)):
             write_csv(run.folder / f"{name}.csv", content)
         for name, (_, answer) in shown.items():
@@ -303,7 +306,7 @@ def response_rows(case: Case) -> Iterator[Row]:
 
 
 def summarise(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return a row for each intervention and world, and over all interventions, with 95 % intervals (bootstrap over scenes)."""
+    """Return a row for each intervention and world, and over all interventions, with 95 % intervals (over recordings)."""
     summary = []
     for name in dict.fromkeys((*(row["intervention"] for row in rows), ALL)):
         for world in dict.fromkeys(row["world"] for row in rows):
@@ -312,16 +315,14 @@ def summarise(rows: Sequence[Row], seed: int) -> list[Row]:
                 found = [row for row in rows if row["world"] == world and row["intervention"] != KEEP]
             if not found:
                 continue
-            scenes = list(dict.fromkeys(row["scene"] for row in found))
+            recording, scenes = [row["recording"] for row in found], {row["scene"] for row in found}
             sums: Row = {"intervention": name, "world": world, "scenes": len(scenes), "cases": len(found)}
+            sums["recordings"] = len(set(recording))
             sums |= {count: sum(row[count] for row in found) for count in COUNTS}
-            place = torch.tensor([scenes.index(row["scene"]) for row in found])
-            drawn = resampled(len(scenes), seed)
+            drawn = resampled(len(set(recording)), seed)
             for figure, pair in FIGURES.items():
                 above, below = (
-                    torch.zeros(len(scenes), dtype=torch.float64).index_add(
-                        0, place, torch.tensor([float(row[part]) for row in found], dtype=torch.float64)
-                    )
+                    by_recording(torch.tensor([float(row[part]) for row in found], dtype=torch.float64), recording)
                     for part in pair
                 )
                 sums |= _ratio(figure, above, below, drawn)

@@ -1,7 +1,8 @@
 """`worldloop fidelity`: how realistic a world's futures are, beside rules, constant velocity and the log itself.
 
-Everyone valid at the present is simulated, the recording car too, 32 times over 8 s or for as long as the log goes on; how its
-signals go on after the present is hidden from all worlds. Scored are the agents of `open_loop.scored_agents`, and the recording
+Everyone valid at the present is simulated, the recording car too, 32 times over 8 s or for as long as the log goes on; what it
+shows after the present, road users and signals, is hidden from all worlds: rules and constant velocity keep the signals as they
+are, the learned world predicts them. Scored are the agents of `open_loop.scored_agents`, and the recording
 car. Figures, each a mean over scenes:
 
 - the realism meta-metric and its likelihoods (`envs/realism.py`), and its ratio to what the log itself gets as a simulation;
@@ -34,7 +35,9 @@ from ..renderers.distributions import draw_distribution
 from ..worldmodel.data.recordings import moments, recordings
 from ..worldmodel.dynamics import Motion
 from ..worldmodel.files import write_csv, write_json
+from ..worldmodel.held_out import known
 from ..worldmodel.idm import IdmWorld
+from ..worldmodel.lineage import read_stages
 from ..worldmodel.open_loop import (
     Futures,
     Simulator,
@@ -326,7 +329,9 @@ def run_fidelity(args: Fidelity) -> int:
         results = {"config": args.config, "worlds": summary} | _conditions(by_world[LOG], args.config)
         results["failed"] = len(failures)
         if args.world == "learned":
-            results["weights_checksum"] = weights_checksum(model_folder(args.weights))
+            folder = model_folder(args.weights)
+            results["weights_checksum"] = weights_checksum(folder)
+            results["known"] = len(known(list(sources.values()), read_stages(folder)))
         run.finish(results)
     _print_tables(results, out)
     return failures.tell()
@@ -410,6 +415,9 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     for name, count in results["left_out"].items():
         console.print(f"{name} left out of the meta-metric in {counted(count, 'scene')} without such a value", markup=False)
     console.print(f"scored: {results['rule']}; it names some in {counted(results['named'], 'scene')}", markup=False)
+    if results.get("known"):
+        told = f"the weights know {counted(results['known'], 'scene')} among these from their training: no fair comparison"
+        console.print(told, markup=False)
     console.print(f"behind: how far this world's RMM lies below that of {worlds[0]['world']}, scene by scene", markup=False)
     console.print(f"in brackets: 95 % interval over recordings. Run record: {out}", markup=False)
 

@@ -42,6 +42,7 @@ def runs(tmp_path):
         "horizon": 80,
         "temperature": 1.0,
         "epsilon": 0.9,
+        "limit": None,
         "scenes": ["/home/someone/scenes/ngsim:*Peach*"],
     }
     results = {
@@ -138,9 +139,7 @@ def test_unfinished_runs_and_a_readme_without_place_are_refused(runs, tmp_path):
 
 def test_the_table_has_a_row_for_each_world(runs):
     table = fidelity_table(json.loads((runs[1] / "run.json").read_text())).splitlines()
-    assert table[0].startswith(
-        "3 validation scenes of 2 recordings (`ngsim:*Peach*`), 12 scored road users, 32 futures each over 2 to 8 s"
-    )
+    assert table[0].startswith("3 scenes of 2 recordings (`ngsim:*Peach*`), 12 scored road users, 32 futures each over 2 to 8 s")
     assert "traffic light violation (3 scenes)" in table.pop()
     assert len(table) == 7
     assert torch.tensor([len(line.split("|")) for line in table[2:6]]).unique().tolist() == [10]
@@ -170,6 +169,16 @@ def test_the_calibration_travels_with_its_weights_and_never_with_others(runs, tm
     assert Calibration.load(tmp_path / "shipped") is None
 
 
+def test_a_calibration_that_does_not_say_what_the_weights_knew_is_refused(runs, tmp_path):
+    record = {
+        "coefficients": {"offset": 0.1, "spread": 0.9, "time": 1.1},
+        "weights_checksum": weights_checksum(runs[0] / "model"),
+    }
+    (runs[0] / "model" / "uncertainty.json").write_text(json.dumps(record | {"temperature": 1.0, "epsilon": 0.8}))
+    with pytest.raises(ValueError, match=r"uncertainty\.json: is of an older release: run `worldloop calibrate --fit` anew"):
+        run_card(Card(*runs, folder=tmp_path / "shipped"))
+
+
 def spread(**values):
     return {name + end: value for name, value in values.items() for end in ("", "_low", "_high")}
 
@@ -184,8 +193,10 @@ def beside(folder, command, arguments, results, of):
 def test_what_else_was_measured_has_tables_in_card_and_readme(runs, tmp_path):
     """Also for weights that are shipped already: their card is written anew where they lie."""
     of, held = weights_checksum(runs[0] / "model"), ["scenes/ngsim:*Peach*"]
+    measured = json.loads((runs[1] / "run.json").read_text())
+    unknown = measured["results"] | {"known": 0, "worlds": [figures("learned", 0.875)]}
     reactions = [
-        {"intervention": name, "world": world, "affected": 5, "followers": 4}
+        {"intervention": name, "world": world, "affected": 5, "followers": 4, "recordings": 2}
         | spread(sign_agreement=0.625, follower_collision_rate=share, response_delay=0.5)
         for name in ("hard_brake", "all")
         for world, share in (("learned", 0.25), ("sumo", 0.0))
@@ -210,16 +221,19 @@ def test_what_else_was_measured_has_tables_in_card_and_readme(runs, tmp_path):
             {"worlds": [minute]},
             of,
         ),
-        beside(tmp_path / "cal", "calibrate", {"scenes": held, "rollouts": 8}, {"check": check}, of),
+        beside(tmp_path / "cal", "calibrate", {"scenes": held, "rollouts": 8}, {"check": check | {"known": 0}}, of),
+        beside(tmp_path / "zero", "fidelity", measured["arguments"] | {"scenes": ["waymo"], "limit": 9}, unknown, of),
     )
     readme = tmp_path / "README.md"
-    names = ("fidelity", "reactions", "endurance", "uncertainty")
+    names = ("fidelity", "zero_shot", "reactions", "endurance", "uncertainty")
     readme.write_text("".join(f"{BEGIN.format(name=name)}\nold\n{END.format(name=name)}\n" for name in names))
     run_card(Card(*runs, folder=tmp_path / "shipped"))
     run_card(Card(tmp_path / "shipped", runs[1], folders, folder=tmp_path / "shipped", readme=readme))
     for text in ((tmp_path / "shipped" / "README.md").read_text(), readme.read_text()):
         assert "| hard brake | 5 | 62.5 [62.5, 62.5] | 4 | 0.0 [0.0, 0.0] | 25.0 [25.0, 25.0] | 0.50 [" in text
         assert "| learned, open | 1.01 [1.01, 1.01] | 0.59 [" in text
+        assert "(`waymo`, at most 9 of each)" in text
+        assert "| learned | 0.875 [0.875, 0.875] | 0.875" in text
         assert "| all | 2.80 | 1.90 | 0.83 [" in text
         assert "passes 2 m at 4.5 s as stated, never as measured, of 8 s" in text
         assert "old" not in text.split()
@@ -231,6 +245,8 @@ def test_what_else_was_measured_has_tables_in_card_and_readme(runs, tmp_path):
         (beside(tmp_path / "b", "endurance", {"scenes": ["ngsim:*US101*"]}, {}, of), "wanted scenes that the training held out"),
         (beside(tmp_path / "c", "calibrate", {"scenes": []}, {}, of), "has fitted and checked nothing"),
         (beside(tmp_path / "d", "endurance", {"scenes": held}, {}, 1), "d: scored other weights than"),
+        (beside(tmp_path / "e", "fidelity", {"scenes": ["waymo"]}, {"known": 2}, of), "the weights know some of its scenes"),
+        (beside(tmp_path / "f", "calibrate", {"scenes": held}, {"check": {"known": 2}}, of), "the weights know some"),
     ):
         with pytest.raises(ValueError, match=message):
             run_card(Card(*runs, (spoiled,), folder=tmp_path / "other"))

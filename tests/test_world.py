@@ -15,7 +15,7 @@ from worldloop.worldmodel.open_loop import (
     without_later_signals,
 )
 from worldloop.worldmodel.scene import HISTORY_STEPS, LAYOUT, SignalState, stack
-from worldloop.worldmodel.shipped import SHIPPED_WEIGHTS, model_folder
+from worldloop.worldmodel.shipped import SHIPPED_WEIGHTS, SIZES, model_folder
 from worldloop.worldmodel.state_file import load_state, save_state
 from worldloop.worldmodel.world import (
     ConstantVelocityWorld,
@@ -255,6 +255,26 @@ def test_worlds_that_predict_do_not_see_how_signals_go_on():
     assert seen == [[SignalState.STOP]] * 60
 
 
+@pytest.mark.parametrize("drive_ego", [False, True])
+def test_worlds_that_are_scored_do_not_see_the_log_beyond_the_present(drive_ego: bool):
+    """A world that looks there finds nobody and zeros, and the ego on its log is moved all the same."""
+    scene, seen = straight_road(), []
+
+    class Peeps(ConstantVelocityWorld):
+        def step(self, state, ego):
+            later = slice(HISTORY_STEPS + 1, None)
+            log = state.scene
+            seen.append(
+                [bool(log.valid[:, :, later].any()), *(float(t[:, :, later].abs().max()) for t in (log.position, log.heading))]
+            )
+            return super().step(state, ego)
+
+    futures = simulate(Peeps(), scene, 1, 3, torch.Generator().manual_seed(0), drive_ego)
+    assert seen == [[False, 0.0, 0.0]] * 3
+    if not drive_ego:
+        assert torch.equal(futures.position[0, 0, EGO], scene.position[0, EGO, HISTORY_STEPS + 1 : HISTORY_STEPS + 4])
+
+
 def test_who_is_not_there_at_the_present_is_not_simulated():
     scene = straight_road()
     valid = scene.valid.clone()
@@ -293,4 +313,6 @@ def test_shipped_weights_have_names(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="runs/mine: no such folder of weights; by name there are small and large"):
         model_folder("runs/mine")
     (tmp_path / "small").mkdir()
+    assert model_folder("small") == SIZES["small"], "a folder without weights hides no name"
+    (tmp_path / "small" / "config.json").write_text("{}")
     assert str(model_folder("small")) == "small"

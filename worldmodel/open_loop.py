@@ -73,6 +73,15 @@ def without_later_signals(scenes: Scene) -> Scene:
     )
 
 
+def without_future(scenes: Scene) -> Scene:
+    """Return scenes whose log ends at the present, that of signals and of road users; the map and the ego's route stay."""
+    known = torch.arange(scenes.steps) <= HISTORY_STEPS
+    scenes = without_later_signals(scenes)
+    tracks = {name: torch.where(known[:, None], getattr(scenes, name), 0.0) for name in ("position", "velocity")}
+    tracks["heading"] = torch.where(known, scenes.heading, 0.0)
+    return replace(scenes, valid=scenes.valid & known, **tracks)
+
+
 def present_agents(scene: Scene) -> Scene:
     """Return a scene (B = 1) without the agents that are not valid at the present, whom no world simulates."""
     there = scene.valid[0, :, HISTORY_STEPS]
@@ -98,10 +107,10 @@ def simulate(
 ) -> Futures:
     """Let a world run `steps` ticks, `rollouts` times for each scene, with the ego on its log, or driven by the world too.
 
-    The world does not see how signals go on after the present (`without_later_signals`): nobody who predicts does.
+    The world does not see how anything goes on after the present (`without_future`): nobody who predicts does.
     """
-    many = without_later_signals(scenes).repeat(rollouts)
-    state = world.reset(many, random_keys(generator, len(many)))
+    many = scenes.repeat(rollouts)
+    state = world.reset(without_future(many), random_keys(generator, len(many)))
     moments: list[State] = []
     for step in range(1, steps + 1):
         state = world.step(state, None if drive_ego else logged_ego(many, step))
