@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name is None:
             overview(Console(highlight=False))
             return 0
-        # Before torch is loaded: its threads that spin while they wait make a step 12 times as long where others want the cores.
+        # Before torch is loaded: threads that spin while they wait make a step up to 12 times as long where others want the cores
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         command = COMMANDS[name]
         args_type, function = command.load()

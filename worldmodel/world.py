@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .uncertainty import Calibration
 
 TEMPERATURE, EPSILON = 0.8, 0.015
-"""How boldly `LearnedWorld` samples where nothing else is asked for: the temperature is the best of 1, 0.9, 0.8, 0.7 and 0.6 by the
-realism meta-metric on recordings of neither split (README, "How good is the learned world")."""
+"""How boldly `LearnedWorld` samples where nothing else is asked for. The temperature is the best of 1, 0.9, 0.8, 0.7 and 0.6 by
+the realism meta-metric on recordings of neither split (README, "How good is the learned world")."""
 
 SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
 """m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
