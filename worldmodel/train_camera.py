@@ -172,13 +172,22 @@ class Trainer:
         self.step += 1
         return value.item()
 
+    def piece(self, size: tuple[int, int]) -> tuple[slice, slice, slice]:
+        """Return where a random piece of half the height and width lies in frames (N, H, W, ...), in whole latent pixels."""
+        rows, columns = (int(torch.randint(length // 2 // SHRINK + 1, (), generator=self.generator)) * SHRINK for length in size)
+        return slice(None), slice(rows, rows + size[0] // 2), slice(columns, columns + size[1] // 2)
+
     def autoencoder_loss(self, datasets: Sequence[ClipDataset]) -> Tensor:
-        """Return how badly random frames come back."""
+        """Return how badly random pieces of frames come back, one of half the height and width of each.
+
+        Convolutions look no farther than that, and four times as many frames are seen in the same time.
+        """
         clips = some_clips(datasets, self.args.batch, self.generator)
-        image = torch.cat([clip.frames for clip in clips]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        piece = self.piece(datasets[0].size)
+        image = torch.cat([clip.frames for clip in clips])[piece].permute(0, 3, 1, 2).float() / 127.5 - 1.0
         weight = torch.ones(len(image), *image.shape[2:])
         if datasets[0].layout_names:
-            layout = torch.cat([clip.layout for clip in clips if clip.layout is not None])
+            layout = torch.cat([clip.layout for clip in clips if clip.layout is not None])[piece]
             weight += (
                 FOREGROUND * functional.interpolate(things(layout, datasets[0].layout_names)[:, None], scale_factor=SHRINK)[:, 0]
             )
