@@ -35,6 +35,13 @@ def is_kind(scene: Scene, *kinds: PolylineKind) -> torch.Tensor:
     return torch.isin(scene.polyline_kind[0], torch.tensor(kinds))
 
 
+def test_scenes_show_every_window_before_another_ego_of_one(scenes):
+    for found in scenes.values():
+        windows = [scene.id[0].split("/")[3] for scene in found]
+        assert len(set(windows[:2])) == 2
+        assert set(windows[2:]) <= set(windows[:2])
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_scenes_keep_the_contract(scenes: dict[str, list[Scene]], template: str) -> None:
     assert len({scene.id for scene in scenes[template]}) == 4

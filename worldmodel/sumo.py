@@ -20,6 +20,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,12 @@ def _agent_kind(vehicle_class: str) -> AgentKind:
 
 
 def _simulate(source: str, number: int, steps: int, egos: int, windows: int) -> list[Scene]:
-    """Run one simulation and return its scenes."""
+    """Run one simulation and return its scenes, one of every window before the second of any: they show more."""
     random = np.random.default_rng([number, *source.encode()])
     is_template = source in TEMPLATES
     origin = {"template" if is_template else "config": source, "seed": number}
     name = f"sumo/{source if is_template else Path(source).parent.name + '-' + Path(source).stem}/{number}"
-    made = []
+    made: list[list[Scene]] = []
     with tempfile.TemporaryDirectory(prefix="worldloop-") as folder:
         inputs = source_inputs(origin, Path(folder))
         road = read_road_map(inputs.network)
@@ -119,14 +120,16 @@ def _simulate(source: str, number: int, steps: int, egos: int, windows: int) -> 
             simulation.tick(tick)
             for _ in range(windows):
                 window = _record(simulation, tick + 1, steps)
-                made += [
-                    _make_scene(f"{name}/{window.begin}/{window.ids[ego]}", origin, road, lights, window, ego, simulation)
-                    for ego in _pick_egos(window, egos, random)
-                ]
+                made.append(
+                    [
+                        _make_scene(f"{name}/{window.begin}/{window.ids[ego]}", origin, road, lights, window, ego, simulation)
+                        for ego in _pick_egos(window, egos, random)
+                    ]
+                )
                 pause = int(random.integers(20, 80))
                 simulation.tick(pause)
                 tick += steps + pause
-    return made
+    return [scene for rank in zip_longest(*made) for scene in rank if scene is not None]
 
 
 @dataclass(frozen=True)
