@@ -96,6 +96,12 @@ def test_two_commands_come_first() -> None:
     assert ".venv/bin/pytest" in second
 
 
-def test_pictures_are_there() -> None:
-    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / picture).is_file(), picture
+def test_pictures_and_linked_files_are_there() -> None:
+    for place in re.findall(r"\]\(([^)#]+)\)", README):
+        assert place.startswith("https://") or (ROOT / place).is_file(), place
+
+
+def test_every_measured_table_is_there() -> None:
+    found = re.findall(r"(?ms)^<!-- ([\w ]+): written by `worldloop [\w ]+` -->\n(.*?)^<!-- end of the \1 -->$", README)
+    assert len(found) == README.count("<!-- end of the")
+    assert [name for name, table in found if "\n|---" not in table and "\n| ---" not in table] == []
