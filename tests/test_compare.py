@@ -47,7 +47,7 @@ def fidelity(folder, run, epsilon=0.005, log=1.0, failed=0, **changes):
     arguments = {"scenes": ["/home/someone/sets/held"], "rollouts": 32, "horizon": 80, "config": 2025, "seed": 0}
     arguments |= {"weights": str(run / "model") if run else None, "temperature": 1.0, "epsilon": epsilon} | changes
     figures = spread(rmm_ratio=0.9, min_ade=1.0, collision_rate=0.2, off_road_rate=0.3)
-    worlds = [{"world": "learned"} | figures, {"world": "log", "rmm": log}]
+    worlds = [{"world": "learned"} | figures, {"world": "log", "rmm": log, "rmm_lead": float(len(folder.name))}]
     results = {"worlds": worlds, "weights_checksum": checksum(run) if run else None, "failed": failed}
     return write(folder, "fidelity", arguments, results)
 
