@@ -27,8 +27,7 @@ from worldloop.envs.reactions import (
 )
 from worldloop.worldmodel.data import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
-from worldloop.worldmodel.geometry import box_distance
-from worldloop.worldmodel.open_loop import Trace, force_ego
+from worldloop.worldmodel.open_loop import Trace, box_distance, force_ego
 from worldloop.worldmodel.world import ConstantVelocityWorld, LearnedWorld, ReplayWorld
 
 needs_sumo = pytest.mark.skipif(importlib.util.find_spec("libsumo") is None, reason="needs SUMO")

@@ -84,23 +84,6 @@ def overlap_times(corners_a: Tensor, corners_b: Tensor, velocity: Tensor) -> tup
     return torch.stack(first).amax(dim=0), torch.stack(last).amin(dim=0)
 
 
-def box_distance(
-    position_a: Tensor, heading_a: Tensor, size_a: Tensor, position_b: Tensor, heading_b: Tensor, size_b: Tensor
-) -> Tensor:
-    """Return the metres (...) between two boxes, 0 where they overlap; positions (..., 2), headings (...), sizes (..., 2)."""
-    corners_a, corners_b = box_corners(position_a, heading_a, size_a), box_corners(position_b, heading_b, size_b)
-    nearest = []
-    for points, position, heading, size in (
-        (corners_b, position_a, heading_a, size_a),
-        (corners_a, position_b, heading_b, size_b),
-    ):
-        local = to_local(points, position[..., None, :], heading[..., None])
-        outside = (local.abs() - 0.5 * size[..., None, :2]).clamp(min=0.0)
-        nearest.append(outside.norm(dim=-1).amin(-1))
-    # Of two boxes that do not overlap, the nearest pair of points holds a corner.
-    return torch.where(boxes_overlap(corners_a, corners_b), 0.0, torch.minimum(*nearest))
-
-
 def project_on_polyline(point: Tensor, polyline: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return where points lie along a polyline.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .dynamics import Motion
-from .geometry import box_distance
+from .geometry import box_corners, boxes_overlap, to_local
 from .scene import HISTORY_STEPS, LAYOUT, TIME_STEP, AgentKind, Scene, SignalState, TensorBatch
 from .world import State, World, random_keys
 
@@ -49,6 +49,23 @@ class Trace(TensorBatch):
         boxes = ((self.position[:, at], self.heading[:, at], size[at, :2]) for at in (one, other))
         distance = box_distance(*next(boxes), *next(boxes))
         return torch.where(self.valid[:, one] & self.valid[:, other], distance, torch.inf)
+
+
+def box_distance(
+    position_a: Tensor, heading_a: Tensor, size_a: Tensor, position_b: Tensor, heading_b: Tensor, size_b: Tensor
+) -> Tensor:
+    """Return the metres (...) between two boxes, 0 where they overlap; positions (..., 2), headings (...), sizes (..., 2)."""
+    corners_a, corners_b = box_corners(position_a, heading_a, size_a), box_corners(position_b, heading_b, size_b)
+    nearest = []
+    for points, position, heading, size in (
+        (corners_b, position_a, heading_a, size_a),
+        (corners_a, position_b, heading_b, size_b),
+    ):
+        local = to_local(points, position[..., None, :], heading[..., None])
+        outside = (local.abs() - 0.5 * size[..., None, :2]).clamp(min=0.0)
+        nearest.append(outside.norm(dim=-1).amin(-1))
+    # Of two boxes that do not overlap, the nearest pair of points holds a corner.
+    return torch.where(boxes_overlap(corners_a, corners_b), 0.0, torch.minimum(*nearest))
 
 
 class Simulator(Protocol):
