@@ -195,7 +195,7 @@ def changed(**changes: Any) -> bytes:
         (changed(objects__1__velocity=None), "field 'velocity'"),
         (changed(objects__1__position__3__x=None), "field 'x'"),
         (changed(objects__1__position__3__x="north"), "no GPUDrive scene"),
-        (changed(objects__1__position__3__x=math.nan), "position: found NaN"),
+        (changed(objects__1__position__3__x=math.nan), "position: agent 1, step 3: found NaN"),
         (changed(objects__1__heading=[0.0]), "object 1: found 21, 1, 21, 21 positions, headings, velocities and valids"),
         (changed(objects__1__type="ufo"), "object 1: found type 'ufo'"),
         (changed(objects__1__type="unset"), "track 1: found object type 0"),

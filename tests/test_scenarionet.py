@@ -349,7 +349,7 @@ NAN = np.full(STEPS, np.nan)
         (changed("metadata/ts", NAN), "has steps of nan s"),
         (changed("tracks/8/type", "UFO"), "track 8: unknown type 'UFO': known are VEHICLE"),
         (changed("tracks/8/state/heading", np.zeros(3)), r"track 8: found heading \(3,\), wanted 40 steps"),
-        (changed("tracks/8/state/heading", NAN), "heading: found NaN"),
+        (changed("tracks/8/state/heading", NAN), "heading: agent 2, step 0: found NaN"),
         (changed("tracks/8/state/velocity", None), "field 'velocity'"),
         (changed("tracks/8/state/position", "north"), "cannot be used"),
         (changed("map_features", {}), "holds no lane"),

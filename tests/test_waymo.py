@@ -358,7 +358,7 @@ def with_feature(feature: dict[str, Any]) -> Any:
         (with_track(object_type=0), "track 2: found object type 0"),
         (with_track(object_type=9), "track 2: found object type 9"),
         (with_state(9), f"signal of lane {TURN}: found state 9"),
-        (with_position(math.nan), "position: found NaN"),
+        (with_position(math.nan), "position: agent 3, step 4: found NaN"),
         (with_feature({"id": 50}), "map feature 50 is none of lane, "),
         (with_feature({"id": TURN, "crosswalk": {}}), f"two map features have the id {TURN}"),
         (with_feature({"id": 50, "lane": {"type": 7, "polyline": points((0, 0), (1, 0))}}), "lane 50: found type 7"),

@@ -69,7 +69,7 @@ class LaneLinkKind(IntEnum):
 
 
 class InvalidSceneError(ValueError):
-    """A scene that breaks the contract; the message names scene, field, what was found and what is wanted."""
+    """A scene that breaks the contract; the message names scene, field, place in it, what was found and what is wanted."""
 
 
 class TensorBatch:
@@ -216,7 +216,7 @@ class Scene(TensorBatch):
         return replace(self, **changes)
 
     def validate(self) -> Scene:
-        """Return self, or raise InvalidSceneError that names the field, what was found and what is wanted."""
+        """Return self, or raise InvalidSceneError that names field, agent (or other place), what was found and is wanted."""
         batch = len(self.id)
         if batch == 0:
             raise InvalidSceneError("scene batch is empty: at least one scene is wanted")
@@ -236,23 +236,14 @@ class Scene(TensorBatch):
             if shape != wanted:
                 letters = ", ".join(map(str, dimensions))
                 raise InvalidSceneError(f"{self.id[0]}: {name}: found shape {shape}, wanted ({letters}) = {wanted}")
-            if dtype == torch.float32 and not torch.isfinite(tensor).all():
-                row = int((~torch.isfinite(tensor)).nonzero()[0, 0])
-                raise InvalidSceneError(
-                    f"{self.id[row]}: {name}: found NaN or infinity, wanted finite numbers (mask what is missing)"
-                )
+            if dtype == torch.float32:
+                self._require(tensor.isfinite(), name, "found NaN or infinity, wanted finite numbers (mask what is missing)")
         self._validate_content()
         return self
 
     def _validate_content(self) -> None:
         """The part of the contract that speaks of values and not of shapes."""
-        sizes = self.sizes()
-
-        def check(ok: Tensor, field: str, problem: str) -> None:
-            if not ok.all():
-                row = int((~ok.reshape(len(self.id), -1).all(dim=1)).nonzero()[0, 0])
-                raise InvalidSceneError(f"{self.id[row]}: {field}: {problem}")
-
+        sizes, check = self.sizes(), self._require
         check(torch.tensor([sizes["A"] > 0]).expand(len(self.id)), "position", "found no agents, wanted at least the ego")
         steps = sizes["T"]
         told = f"found {steps} steps, wanted at least {HISTORY_STEPS + 1} (1 s of history and the present)"
@@ -277,6 +268,14 @@ class Scene(TensorBatch):
         for field, mask in (("polyline_valid", self.polyline_valid), ("route_valid", self.route_valid)):
             check(mask[..., :-1] | ~mask[..., 1:], field, "found a valid point after an invalid one, wanted a prefix")
         check(self.route_valid[:, :2].all(dim=-1), "route_valid", "found fewer than two valid points, wanted a route")
+
+    def _require(self, ok: Tensor, field: str, problem: str) -> None:
+        """Raise InvalidSceneError for the first place where `ok`, in some leading dimensions of `field`, does not hold."""
+        if ok.all():
+            return
+        row, *place = (~ok).nonzero()[0].tolist()
+        where = [f"{PLACE[d]} {n}" for d, n in zip(LAYOUT[field][0][1:], place, strict=False) if isinstance(d, str)]
+        raise InvalidSceneError(": ".join((self.id[row], field, *([", ".join(where)] if where else []), problem)))
 
 
 LAYOUT: dict[str, tuple[tuple[str | int, ...], torch.dtype]] = {
@@ -306,6 +305,9 @@ LAYOUT: dict[str, tuple[tuple[str | int, ...], torch.dtype]] = {
     "route_valid": (("B", "R"), torch.bool),
 }
 """Dimensions and type of every tensor of a `Scene`, in the order in which `validate()` meets them."""
+
+PLACE = {"A": "agent", "T": "step", "L": "polyline", "P": "point", "E": "link", "S": "signal", "R": "point"}
+"""What one entry of a dimension is called in errors."""
 
 
 def stack(scenes: Sequence[Scene]) -> Scene:
