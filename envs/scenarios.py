@@ -31,7 +31,7 @@ class Scenarios:
         """Open a source of scenes.
 
         Raises:
-            ValueError: there is no such source, or it holds no scenes.
+            ValueError: there is no such source, it holds no scenes, or a scene breaks the contract (`Scene.validate()`).
         """
         if source is None or source == "demo":
             source = SHIPPED_SCENES
@@ -43,7 +43,7 @@ class Scenarios:
             )
         if not len(source):
             raise ValueError("scenes: found none, wanted at least one")
-        self._source = source
+        self._source = source.validate() if isinstance(source, Scene) else source  # a data set's when they are loaded
         self.ids = source.id if isinstance(source, Scene) else source.ids
         self.sizes = {letter: size for letter, size in source.sizes().items() if letter != "B"}
 
@@ -71,6 +71,6 @@ class Scenarios:
         return int(scene)
 
     def load(self, numbers: Sequence[int]) -> Scene:
-        """Return scenes by their numbers as one batch, padded to `sizes`."""
+        """Return scenes by their numbers as one batch, padded to `sizes`; a DataError if one breaks the contract."""
         scenes = self._source.take(numbers) if isinstance(self._source, Scene) else self._source.load(numbers)
         return scenes.pad(self.sizes)

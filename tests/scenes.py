@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from worldloop.worldmodel.data.shards import checksum
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.geometry import rotate
 from worldloop.worldmodel.scene import (
     HISTORY_STEPS,
+    LAYOUT,
     TIME_STEP,
     AgentKind,
     LaneLinkKind,
@@ -142,6 +144,15 @@ def moved(scene: Scene, angle: float, shift: tuple[float, float]) -> Scene:
         signal_heading=scene.signal_heading + turn,
         route=points(scene.route),
     )
+
+
+def unchecked(folder: Path, *scenes: Scene) -> str:
+    """Write a data set of single scenes as another program might, whether they keep the contract or not; return its folder."""
+    with ShardWriter(folder) as writer:
+        for scene in scenes:
+            tensors = {field: getattr(scene, field)[0].clone() for field in LAYOUT}
+            writer._add(scene.id[0], "", checksum(scene), tensors, {"recipe": scene.recipe[0]})
+    return str(folder)
 
 
 def damaged(folder: Path, scenes: Scene) -> str:

@@ -12,7 +12,7 @@ import worldloop.envs  # noqa: F401 (registers the environment)
 from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from scenes import EGO, LEADER, moved, several_roads, straight_road
+from scenes import EGO, LEADER, moved, several_roads, straight_road, unchecked
 from worldloop.envs import DriveEnv, DriveVectorEnv, ObservationSize
 from worldloop.envs.action import ACCELERATION_GRID, CURVATURE_GRID, ActionSpace
 from worldloop.worldmodel.data.writing import ShardWriter
@@ -344,6 +344,35 @@ def test_the_offending_sub_environment_is_named():
 def test_bad_arguments_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         make(**change)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("route", torch.nan, "hand/straight: route: point 0: found NaN"),
+        ("lane_width", torch.nan, "hand/straight: lane_width: polyline 0: found NaN"),
+        ("polyline", torch.inf, "hand/straight: polyline: polyline 0, point 0: found NaN or infinity"),
+        ("ego", -1, "hand/straight: ego: index outside of the 6 agents"),
+        ("ego", 99, "hand/straight: ego: index outside of the 6 agents"),
+    ],
+)
+def test_scenes_that_break_the_contract_are_refused(field, value, complaint):
+    bad = replace(straight_road(), **{field: torch.full_like(getattr(straight_road(), field), value)})
+    with pytest.raises(ValueError, match=complaint):
+        make(scenes=bad)
+    with pytest.raises(ValueError, match=complaint):
+        make_vector(scenes=bad)
+    env = make()
+    with pytest.raises(ValueError, match=complaint):
+        env.reset(options={"scene": bad})
+
+
+def test_a_scene_of_a_data_set_that_breaks_the_contract_is_refused(tmp_path):
+    road = straight_road()
+    folder = unchecked(tmp_path / "set", replace(road, ego=torch.tensor([9])))
+    env = make(scenes=folder)
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors: hand/straight: ego: index outside of the 6 agents"):
+        env.reset(seed=0)
 
 
 def test_bad_resets_are_refused():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_model
-from scenes import several_roads, straight_road
+from scenes import several_roads, straight_road, unchecked
 from torch import Tensor
 from worldloop.agents.policy import POLICIES, load_policy
 from worldloop.agents.rollout import STEPS_WITHOUT_LOG, Scenario, open_scenes, rollout
@@ -121,6 +121,14 @@ def test_a_damaged_scene_fails_alone(tmp_path: Path) -> None:
     run = rollout(IdmPolicy(), ReplayWorld(), roads, steps=5)
     assert [row.error is None for row in run.scenarios] == [True, False, True, True]
     assert "damaged" in (run.scenarios[1].error or "")
+
+
+def test_a_scene_that_breaks_the_contract_fails_alone(tmp_path: Path) -> None:
+    first, second, third = (straight_road(f"hand/{number}") for number in range(3))
+    bad = replace(second, ego=torch.tensor([99]))
+    run = rollout(IdmPolicy(), ReplayWorld(), SceneDataset(unchecked(tmp_path / "set", first, bad, third)), steps=3)
+    assert [row.error is None for row in run.scenarios] == [True, False, True]
+    assert "shard-00000.safetensors: hand/1: ego: index outside of the 6 agents" in (run.scenarios[1].error or "")
 
 
 class Fragile(ReplayWorld):

@@ -8,12 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from scenes import several_roads, straight_road
+from scenes import several_roads, straight_road, unchecked
 from worldloop.worldmodel.data import DataError, SceneDataset
 from worldloop.worldmodel.data.writing import SCENES_PER_SHARD, ShardWriter, trim
 from worldloop.worldmodel.scene import LAYOUT, Scene
@@ -131,6 +132,24 @@ def test_a_damaged_scene_is_named_and_the_others_are_read(written: Path):
     assert dataset.load([0, 1, 3]).id == ("hand/0", "hand/1", "hand/3")
     with pytest.raises(DataError, match=r"shard-00000\.safetensors: scene hand/2 is damaged"):
         dataset.load([0, 2])
+
+
+def test_a_scene_that_breaks_the_contract_is_named_with_its_file(tmp_path: Path):
+    road = straight_road("hand/good")
+    dataset = SceneDataset(unchecked(tmp_path / "set", road, replace(road, id=("hand/bad",), ego=torch.tensor([-1]))))
+    assert same(dataset.load("hand/good"), road)
+    with pytest.raises(DataError, match=r"set/shard-00000\.safetensors: hand/bad: ego: index outside of the 6 agents"):
+        dataset.load([0, 1])
+    assert dataset.load("hand/bad", validate=False).ego.tolist() == [-1]
+
+
+def test_a_tensor_with_too_few_dimensions_is_named(tmp_path: Path):
+    road = straight_road()
+    dataset = SceneDataset(unchecked(tmp_path / "set", replace(road, route=road.route[..., 0])))
+    with pytest.raises(DataError, match=r"scene hand/straight has route of shape \(101,\), wanted \(R, 3\)"):
+        dataset.sizes()
+    with pytest.raises(DataError, match=r"hand/straight: route: found shape \(1, 101\), wanted \(B, R, 3\)"):
+        dataset.load(0)
 
 
 def test_a_truncated_shard_is_named(written: Path):

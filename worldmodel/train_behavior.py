@@ -319,7 +319,7 @@ def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: tor
     for place in torch.multinomial(weights, args.batch, replacement=True, generator=generator).tolist():
         source = sources[place]
         row = int(torch.randint(len(source.dataset), (), generator=generator))
-        scene = source.dataset.load([row])
+        scene = source.dataset.load([row], validate=False)
         start = int(torch.randint(max(scene.steps - steps, 0) + 1, (), generator=generator))
         seen = scene.valid[0, :, start : start + steps].any(-1).nonzero()[:, 0]
         middle = int(seen[torch.randint(len(seen), (), generator=generator)]) if len(seen) else None
@@ -331,7 +331,7 @@ def draw_batch(sources: Sequence[Source], args: Args, ticks: int, generator: tor
 def chunks(source: Source, args: Args, size: int = 8) -> Iterator[Scene]:
     """Yield the scenes of a folder whole, cropped in space, a few at a time."""
     for rows in torch.arange(len(source.dataset)).split(size):
-        scenes = [source.dataset.load([row]) for row in rows.tolist()]
+        scenes = [source.dataset.load([row], validate=False) for row in rows.tolist()]
         yield stack([crop(scene, 0, scene.steps, args.agents, args.polylines) for scene in scenes])
 
 
@@ -391,7 +391,7 @@ def find_vocabulary(sources: Sequence[Source], args: Args) -> MotionVocabulary:
     def scenes() -> Iterator[Scene]:
         for source in sources:
             order = torch.randperm(len(source.dataset), generator=generator)[:300]
-            yield from (source.dataset.load([row]) for row in order.tolist())
+            yield from (source.dataset.load([row], validate=False) for row in order.tolist())
 
     ticks = args.model.get("decision_ticks", BehaviorConfig.decision_ticks)
     sizes = {kind: args.vehicle_tokens if kind == AgentKind.VEHICLE else args.other_tokens for kind in MOVING_KINDS}

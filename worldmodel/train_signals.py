@@ -119,7 +119,7 @@ def read_logs(texts: Sequence[str]) -> list[Log]:
         for row, id in enumerate(dataset.ids):
             if (window := window_of(id)) in found:
                 continue  # the same moments around another ego
-            scene = dataset.load([row])
+            scene = dataset.load([row], validate=False)
             moves = (scene.signal_state[0, :, 1:] != scene.signal_state[0, :, :-1]).any()
             if (scene.signal_valid & (scene.signal_state != SignalState.UNKNOWN)).any() and scene.steps >= LEAST_STEPS:
                 found[window] = Log(signal_places(scene)[0], scene.signal_state[0], scene.signal_valid[0], 2.0 if moves else 1.0)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..scene import LAYOUT, Scene, stack
+from ..scene import LAYOUT, InvalidSceneError, Scene, stack
 
 SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
@@ -170,33 +170,40 @@ class SceneDataset(ShardFolder):
         largest: dict[str, int] = {}
         for entry in self.entries:
             for field in ("position", "polyline", "lane_link", "signal_state", "route"):
-                stored = self._stored(entry, field, "get_slice")
-                for letter, size in zip(LAYOUT[field][0][1:], stored.get_shape(), strict=True):
+                shape, wanted = self._stored(entry, field, "get_slice").get_shape(), LAYOUT[field][0][1:]
+                if len(shape) != len(wanted):
+                    raise self._damage(entry, f"has {field} of shape {tuple(shape)}, wanted ({', '.join(map(str, wanted))})")
+                for letter, size in zip(wanted, shape, strict=True):
                     if isinstance(letter, str):
                         largest[letter] = max(largest.get(letter, 0), size)
         return largest
 
-    def load(self, which: Sequence[int | str] | int | str) -> Scene:
+    def load(self, which: Sequence[int | str] | int | str, *, validate: bool = True) -> Scene:
         """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
 
+        Not to `validate` spares a training, which draws scenes all the time, what takes about as long as the reading.
+
         Raises:
-            DataError: an id is unknown, or a shard is damaged. IndexError: a number is out of range.
+            DataError: an id is unknown, a shard is damaged, or a scene breaks the contract. IndexError: a number is out of range.
         """
         chosen = [which] if isinstance(which, int | str) else which
         numbers = [self.index_of(one) if isinstance(one, str) else int(one) for one in chosen]
         for number in numbers:
             if not -len(self) <= number < len(self):
                 raise IndexError(f"{self.path}: no scene number {number}, there are {len(self)}")
-        once = {number: self._read(number) for number in dict.fromkeys(numbers)}
+        once = {number: self._read(number, validate) for number in dict.fromkeys(numbers)}
         return stack([once[number] for number in numbers])
 
-    def _read(self, number: int) -> Scene:
+    def _read(self, number: int, validate: bool = False) -> Scene:
         entry = self.entries[number]
         tensors = {field: self._stored(entry, field)[None] for field in LAYOUT}
         scene = Scene(id=(entry["id"],), recipe=(entry["recipe"],), **tensors)
         if checksum(scene) != entry["crc32"]:
             raise self._damage(entry, "is damaged (its checksum differs from the index)")
-        return scene
+        try:
+            return scene.validate() if validate else scene
+        except InvalidSceneError as error:
+            raise DataError(f"{self.path / entry['file']}: {error}: mend what made it, and make the data set again") from error
 
 
 def _read_index(folder: Path, item: str, version: int, wanted: dict[str, type]) -> dict[str, Any]:
