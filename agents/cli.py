@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = COMMANDS[name]
         args_type, function = command.load()
         args = tyro.cli(args_type, prog=f"worldloop {name}", args=words[len(name.split()) :])
-        result = function(args)
+        result = _ended(function, args)
         if isinstance(result, Path):
             print(result)
         return result if isinstance(result, int) else 0
@@ -104,6 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("interrupted", markup=False)
         return 130
+
+
+def _ended(function: Callable[..., int | Path | None], args: object) -> int | Path | None:
+    """Return what a command returns; a SystemExit is none of ours but a user's own code's, and would look as if all went well."""
+    try:
+        return function(args)
+    except SystemExit as error:
+        raise ValueError(
+            f"a driver's or world's own code called sys.exit({error.code!r}): let it raise an error instead"
+        ) from error
 
 
 def find_command(words: Sequence[str]) -> str | None:

@@ -54,7 +54,7 @@ from ..worldmodel.uncertainty import weights_checksum
 from ..worldmodel.world import EPSILON, TEMPERATURE, ConstantVelocityWorld, LearnedWorld, ReplayWorld, State
 from .bootstrap import by_recording, cell, counted, interval, resampled
 from .failures import Failures
-from .own_code import load_attribute
+from .own_code import load_own
 from .rollout import SCENE_ERRORS, open_scenes
 
 LOG = "log"
@@ -235,18 +235,7 @@ def open_simulator(args: Fidelity) -> Simulator:
         raise ValueError(f"--temperature and --epsilon are for the learned world, found --world {args.world}: leave them out")
     if ":" not in args.world:
         raise ValueError(f"--world {args.world}: wanted learned or your own as module:attribute")
-    found = load_attribute(args.world, "world", "step")
-    try:
-        world: Any = found() if callable(found) else found
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"--world {args.world}: cannot be made without arguments ({told}): give an instance") from error
-    if missing := [name for name in ("reset", "step") if not callable(getattr(world, name, None))]:
-        raise ValueError(
-            f"--world {args.world}: a {type(world).__name__} without {' and '.join(missing)}: see "
-            "worldloop.worldmodel.open_loop.Simulator"
-        )
-    return OwnWorld(world)
+    return OwnWorld(load_own(args.world, "world", ("reset", "step"), "worldloop.worldmodel.open_loop.Simulator"))
 
 
 class OwnWorld:
@@ -268,7 +257,7 @@ class OwnWorld:
         count = len(present)
         try:
             found = getattr(self.world, method)(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             *_, (frame, line) = traceback.walk_tb(error.__traceback__)
             place = f"{frame.f_code.co_filename}:{line}"
             raise ValueError(f"the world's {method} raised {type(error).__name__}: {error} ({place})") from error

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -68,27 +67,6 @@ def load_policy(name: str) -> Policy:
         hint = f" (did you mean {near[0]}?)" if near else ""
         known = ", ".join(POLICIES)
         raise ValueError(f"policy {name!r} is unknown{hint}: choose one of {known}, a trained one's folder, or module:attribute")
-    from .own_code import load_attribute  # only where a user names some
+    from .own_code import load_own  # only where a user names some
 
-    policy = load_attribute(name)
-    if inspect.isclass(policy) or (callable(policy) and not isinstance(policy, Policy)):
-        missing = [p.name for p in inspect.signature(policy).parameters.values() if _is_needed(p)]
-        if missing:
-            raise ValueError(
-                f"policy {name!r} needs arguments ({', '.join(missing)}), wanted none: give an object or a function without any"
-            )
-        try:
-            policy = policy()
-        except Exception as error:
-            raise ValueError(f"policy {name!r} raised {type(error).__name__} when it was made: {error}") from error
-    if not isinstance(policy, Policy) or not callable(policy.act):
-        raise ValueError(
-            f"policy {name!r} is a {type(policy).__name__} without a method act(observation, state): "
-            "see worldloop.agents.policy.Policy"
-        )
-    return policy
-
-
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    return load_own(name, "policy", ("act",), "worldloop.agents.policy.Policy")

@@ -352,7 +352,7 @@ def chosen_action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torc
     """
     try:
         tensor = torch.as_tensor(policy.act(observation, env.state))
-    except Exception as error:  # a user's code may raise anything, which fails its scenario and not the rollout
+    except (Exception, SystemExit) as error:  # a user's code may raise anything, which fails its scenario and not the rollout
         told = str(error) if isinstance(error, ValueError) else f"the policy raised {type(error).__name__}: {error}"
         raise PolicyError(told) from error
     if tensor.shape != (env.num_envs, 2):

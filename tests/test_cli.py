@@ -145,6 +145,13 @@ def test_rollout_with_failed_scenarios_ends_with_one(place: Path, capsys: pytest
     assert json.loads(Path("mine/run.json").read_text())["results"]["failed"] == 3
 
 
+def test_a_drivers_exit_does_not_look_as_if_all_went_well(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("quits.py").write_text("import sys\nclass Own:\n    def act(self, observation, state):\n        sys.exit(0)\n")
+    roads = ["--scenes", f"{place / 'roads'}", "--validation", f"{place / 'short'}"]
+    assert main(["train", "clone", "--expert", "quits:Own", "--world", "replay", *roads, "--horizon", "4", "--out", "clone"]) == 2
+    assert "a driver's or world's own code called sys.exit(0)" in capsys.readouterr().err
+
+
 def test_out_of_range_action_fails_the_scenario(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver("wild_driver", "99.0")
     words = ["rollout", "--policy", "wild_driver:Own", "--world", "replay", "--scenes", f"{place / 'roads'}", "--horizon", "2"]

@@ -64,6 +64,9 @@ class Hangs(Awkward):
 class Dies(Awkward):
     where, what = "hand/1", lambda: __import__("os")._exit(7)
 
+class Quits(Awkward):
+    where, what = "hand/1", lambda: __import__("sys").exit(0)
+
 class Straight(Awkward):
     pass
 """
@@ -138,6 +141,7 @@ def test_rows_leaders_and_pairs_and_the_same_with_other_workers(place: Path, cap
         ("Wild", "action of sub-environment 0: acceleration is 9, wanted a number from -8 to 4"),
         ("Hangs", "no step within 3 s: the policy or the world never returned"),
         ("Dies", "the process that drove it died with exit code 7"),
+        ("Quits", "the policy raised SystemExit: 0"),
     ],
 )
 def test_a_policy_fails_its_scenario_alone(place: Path, capsys: pytest.CaptureFixture[str], driver: str, told: str) -> None:

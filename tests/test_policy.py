@@ -254,12 +254,28 @@ def test_own_drivers_by_module_and_attribute(tmp_path: Path, monkeypatch: pytest
         load_policy("my_driver_for_test:Carefull")
     with pytest.raises(ValueError, match=r"needs arguments \(weights\)"):
         load_policy("my_driver_for_test:Demanding")
-    with pytest.raises(ValueError, match=r"is a int without a method act"):
+    with pytest.raises(ValueError, match=r"is a int without act"):
         load_policy("my_driver_for_test:number")
     with pytest.raises(ValueError, match="no module 'there_is_none'"):
         load_policy("there_is_none:Careful")
     with pytest.raises(ValueError, match="wanted module:attribute"):
         load_policy(":Careful")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys\nsys.exit()", "quitting_driver cannot be imported: SystemExit"),
+        ("import sys\nclass Own:\n    def __init__(self):\n        sys.exit(3)", "raised SystemExit when it was made: 3"),
+    ],
+)
+def test_a_driver_that_exits_is_an_error_like_any_other(code: str, message: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "quitting_driver.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "quitting_driver", raising=False)
+    with pytest.raises(ValueError, match=message):
+        load_policy("quitting_driver:Own")
 
 
 def test_unknown_names_get_a_hint() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,19 @@ def test_a_mistake_in_a_policy_fails_the_scenario_and_says_where(tmp_path):
     assert [row.ended for row in run.scenarios] == ["policy_failed", "policy_failed"]
     assert "the policy raised KeyError: 'nothere'" in (run.scenarios[0].error or "")
     assert "test_rollout.py:" in (run.scenarios[0].error or "")
+
+
+@pytest.mark.parametrize("code", [None, 0, 3, "no way on"])
+def test_a_policy_that_exits_fails_its_scenario_alone(roads: SceneDataset, code: int | str | None) -> None:
+    class Quits(ConstantPolicy):
+        def act(self, observation: Any, state: State) -> Tensor:
+            if "hand/1" in state.scene.id:
+                sys.exit(code)
+            return super().act(observation, state)
+
+    run = rollout(Quits(), ReplayWorld(), roads, steps=3)
+    assert [row.ended for row in run.scenarios] == ["horizon", "policy_failed", "horizon", "horizon", "horizon"]
+    assert "the policy raised SystemExit" in (run.scenarios[1].error or "")
 
 
 def test_rows_say_how_unsure_the_world_is_where_it_can(roads: SceneDataset) -> None:
