@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from scenes import LANE_WIDTH, moved, several_roads, straight_road
+from scenes import LANE_WIDTH, LEADER, moved, several_roads, straight_road
+from worldloop.worldmodel.geometry import to_local
 from worldloop.worldmodel.raster import CHANNELS, ImageGrid, bird_eye_image, lowest, nearest_pieces, road_pieces
-from worldloop.worldmodel.scene import PolylineKind, Scene
+from worldloop.worldmodel.scene import PolylineKind, Scene, stack
 from worldloop.worldmodel.world import logged_state
 
 GRID = ImageGrid(height=80, width=80, metres_per_pixel=0.5)
@@ -97,6 +99,44 @@ def test_a_signal_that_says_stop_is_bright():
     wide = ImageGrid(height=120, width=40, metres_per_pixel=1.0, ahead=40.0)
     signals = channel(image(straight_road(), wide), "signals")
     assert signals[60 - 40, 20] == 255  # 80 m ahead of the ego, 40 m ahead of the middle
+
+
+def boxed(size: tuple[float, float], turn: float, at: tuple[float, float] = (6.0, -4.0)) -> Scene:
+    """A road on which there is nobody but the ego and the leader, with a box of this size, turned, at this place."""
+    scene = straight_road()
+    boxes, heading, position, valid = (getattr(scene, name).clone() for name in ("size", "heading", "position", "valid"))
+    boxes[0, LEADER, :2], heading[0, LEADER], position[0, LEADER, :, :2] = torch.tensor(size), turn, torch.tensor(at)
+    valid[0, LEADER + 1 :] = False
+    return replace(scene, size=boxes, heading=heading, position=position, valid=valid)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.3, math.pi / 4, 2.0])
+@pytest.mark.parametrize("size", [(23.6, 5.73), (4.8, 2.0), (0.5, 0.5), (19.0, 12.0), (120.0, 30.0), (1e6, 3.0)])
+def test_boxes_have_no_holes_and_no_rim(size: tuple[float, float], turn: float):
+    picture = channel(image(boxed(size, turn)), "vehicles") == 255
+    corner = (torch.arange(81.0) - 40) * 0.5
+    point = torch.stack(torch.meshgrid(-corner, -corner, indexing="ij"), dim=-1)  # x and y at the corners of pixels
+    local = to_local(point, torch.tensor([6.0, -4.0]), torch.tensor(turn)).abs()
+    beyond = (local - 0.5 * torch.tensor(size)).amax(dim=-1)  # metres out of the box, at most
+    every = torch.stack((beyond[:-1, :-1], beyond[1:, :-1], beyond[:-1, 1:], beyond[1:, 1:]))
+    within, without = (every < -1e-3).all(dim=0), (every > 0.5 * math.sqrt(2)).all(dim=0)
+    assert picture[within].all()
+    assert not picture[without].any()
+    assert picture.any()
+
+
+def test_boxes_that_lie_elsewhere_or_nowhere_are_not_drawn():
+    assert not channel(image(boxed((23.6, 5.73), 0.3, at=(500.0, 0.0))), "vehicles").any()
+    scene = boxed((23.6, 5.73), 0.3)
+    assert not channel(image(replace(scene, valid=scene.valid & (torch.arange(6) != LEADER)[:, None])), "vehicles").any()
+
+
+def test_a_scene_has_the_same_image_beside_one_with_huge_boxes():
+    roads = several_roads(2)
+    huge = replace(boxed((1e4, 40.0), 0.4), id=("hand/huge",))
+    together = image(stack([roads, huge]))
+    for row, scene in enumerate((roads.take([0]), roads.take([1]), huge)):
+        assert torch.equal(image(scene)[0], together[row])
 
 
 def test_a_turned_scene_gives_nearly_the_same_image():

@@ -30,7 +30,6 @@ LANE_PIECES, LINE_PIECES = 96, 128
 """How many pieces of lanes (whose surface is drawn) and of other polylines an image holds at most, the nearest first."""
 
 WIDEST_LANE = 5.0
-LONGEST_BOX, WIDEST_BOX = 20.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -206,19 +205,16 @@ def bird_eye_image(
     way = _densify(scene.route[..., None, :, :2], grid.samples(4.0))[:, 0]
     way_valid = scene.route_valid[:, 1:].repeat_interleave(grid.samples(4.0) - 1, dim=1)
     way_valid = torch.cat((way_valid, way_valid.new_zeros(len(way), 1)), dim=1)
-    stop = _box_points(scene.signal_position, scene.signal_heading, torch.tensor([2.0, 2.0]), grid, 2.0, 2.0)
-    shown = torch.tensor([SIGNAL_VALUES[state] for state in SignalState])[signal_state][..., None].expand(stop.shape[:-1])
-    box = _box_points(position, heading, scene.size, grid, LONGEST_BOX, WIDEST_BOX)
-    is_ego = torch.zeros_like(valid).index_put((row, scene.ego), torch.ones(len(row), dtype=torch.bool))
+    square = torch.full((*signal_valid.shape, 2), 2.0)
+    shown = torch.tensor([SIGNAL_VALUES[state] for state in SignalState])[signal_state]
     soft = (scene.kind == AgentKind.PEDESTRIAN) | (scene.kind == AgentKind.CYCLIST)
+    sort = torch.where(valid, soft.long(), -1).index_put((row, scene.ego), torch.tensor(2))  # vehicles, vulnerable, ego
     layers = [
         canvas.layer(*road),
         canvas.layer(line, found, brightness),
         canvas.layer(way, way_valid),
-        canvas.layer(stop, signal_valid, shown),
-        canvas.layer(box, valid & ~is_ego & ~soft),
-        canvas.layer(box, valid & ~is_ego & soft),
-        canvas.layer(box[row, scene.ego], torch.ones(len(row), dtype=torch.bool)),
+        *canvas.boxes(scene.signal_position, scene.signal_heading, square, signal_valid.long() - 1, 1, shown),
+        *canvas.boxes(position, heading, scene.size, sort, 3),
     ]
     return torch.stack(layers, dim=-1)
 
@@ -233,19 +229,47 @@ class _Canvas:
 
     def layer(self, point: Tensor, mask: Tensor, value: Tensor | None = None) -> Tensor:
         """Return (B, height, width) uint8; `mask` (B, ...) may lack the last dimensions of the points, `value` is 255 if None."""
-        grid, batch = self.grid, len(point)
-        mask = mask.view(*mask.shape, *[1] * (point.ndim - 1 - mask.ndim)).expand(point.shape[:-1]).reshape(batch, -1)
-        x, y = to_local(point.reshape(batch, -1, 2), self.origin[:, None], self.heading[:, None]).unbind(-1)
+        mask = mask.view(*mask.shape, *[1] * (point.ndim - 1 - mask.ndim)).expand(point.shape[:-1]).flatten(1)
+        local = to_local(point.flatten(1, -2), self.origin[:, None], self.heading[:, None])
+        row = torch.arange(len(mask))[:, None].expand_as(mask)
+        return self._paint(local[mask], row[mask], len(mask), None if value is None else value.flatten(1)[mask])
+
+    def boxes(
+        self, position: Tensor, heading: Tensor, size: Tensor, layer: Tensor, layers: int, value: Tensor | None = None
+    ) -> Tensor:
+        """Return (layers, B, height, width) uint8 with boxes (B, A), each in its `layer` (none if negative), of `value` or 255.
+
+        A grid of points fills what lies of a box within the image's radius, so that no box is too long and a far one costs
+        nothing. They lie closer than 1 / sqrt(2) pixels: however it is turned, each pixel within it holds one.
+        """
+        place, turn = to_local(position[..., :2], self.origin[:, None], self.heading[:, None]), heading - self.heading[:, None]
+        ego, half = rotate(-place, -turn), 0.5 * size[..., :2]
+        low, high = torch.maximum(-half, ego - self.grid.radius), torch.minimum(half, ego + self.grid.radius)
+        count = ((high - low) / (0.7 * self.grid.metres_per_pixel)).ceil().long() + 1
+        count = torch.where(((layer >= 0) & (high >= low).all(dim=-1))[..., None], count, 0).flatten(0, 1)
+        points = count.prod(dim=-1)
+        box = torch.repeat_interleave(points)
+        number, across = torch.arange(len(box)) - (points.cumsum(0) - points)[box], count[box, 1]
+        share = torch.stack((number // across, number % across), dim=-1) / (count[box] - 1).clamp(min=1)
+        low, high, place, turn = (entry.flatten(0, 1)[box] for entry in (low, high, place, turn))
+        local, batch = rotate(low + share * (high - low), turn) + place, len(layer)
+        image = layer.flatten()[box] * batch + box // layer.shape[1]
+        painted = self._paint(local, image, layers * batch, None if value is None else value.flatten()[box])
+        return painted.view(layers, batch, *painted.shape[1:])
+
+    def _paint(self, local: Tensor, image: Tensor, images: int, value: Tensor | None) -> Tensor:
+        """Return (images, height, width) uint8 with points (n, 2) of an ego's frame in `image` (n,); the highest value wins."""
+        grid, (x, y), shape = self.grid, local.unbind(-1), (images, self.grid.height, self.grid.width)
         line = (0.5 * grid.height - (x - grid.ahead) / grid.metres_per_pixel).floor().long()
         column = (0.5 * grid.width - y / grid.metres_per_pixel).floor().long()
-        mask = mask & (line >= 0) & (line < grid.height) & (column >= 0) & (column < grid.width)
-        pixel = torch.where(mask, line * grid.width + column, grid.height * grid.width)
-        image = torch.zeros(batch, grid.height * grid.width + 1, dtype=torch.uint8)
+        inside = (line >= 0) & (line < grid.height) & (column >= 0) & (column < grid.width)
+        pixel = torch.where(inside, (image * grid.height + line) * grid.width + column, math.prod(shape))
+        painted = torch.zeros(math.prod(shape) + 1, dtype=torch.uint8)
         if value is None:
-            image.scatter_(1, pixel, 255)
+            painted.scatter_(0, pixel, 255)
         else:
-            image.scatter_reduce_(1, pixel, value.reshape(batch, -1).to(torch.uint8), "amax")
-        return image[:, :-1].view(batch, grid.height, grid.width)
+            painted.scatter_reduce_(0, pixel, value.to(torch.uint8), "amax")
+        return painted[:-1].view(shape)
 
 
 def _pick(value: Tensor, index: Tensor) -> Tensor:
@@ -270,10 +294,3 @@ def _lane_surface(pieces: RoadPieces, index: Tensor, found: Tensor, grid: ImageG
     across = torch.linspace(-0.5, 0.5, grid.samples(WIDEST_LANE))
     offset = width[..., None, None, None] * across[:, None] * left[..., None, :]
     return (middle[..., None, :] + offset).flatten(2, 3), found & (width > 0)
-
-
-def _box_points(position: Tensor, heading: Tensor, size: Tensor, grid: ImageGrid, longest: float, widest: float) -> Tensor:
-    """Points (..., n, 2) that fill boxes with centres `position` (..., 2 or more) and `size` (..., 2 or more)."""
-    along, across = torch.linspace(-0.5, 0.5, grid.samples(longest)), torch.linspace(-0.5, 0.5, grid.samples(widest))
-    share = torch.cartesian_prod(along, across)
-    return rotate(share * size[..., None, :2], heading[..., None]) + position[..., None, :2]
