@@ -212,7 +212,7 @@ def _work(pipe: Connection, task: Task, path: list[str]) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
     scenes = open_scenes(task.scenes)
-    sizes = scenes.sizes()
+    sizes = scenes.sizes(readable=True)
     policies: dict[str, Policy] = {}
     worlds: dict[str, World] = {}
     while True:

@@ -144,7 +144,7 @@ def driven(
     policy: Policy, world: World, scenes: SceneDataset, row: int, args: FilmClips, number: int, failures: Failures
 ) -> list[State]:
     """Return the states of one scenario, which nothing ends but its time; none and a note where it fails."""
-    batches = Batches(policy, world, scenes, scenes.sizes(), args.steps, (), lambda *_: None)
+    batches = Batches(policy, world, scenes, scenes.sizes(readable=True), args.steps, (), lambda *_: None)
     ((scenario, film),) = batches.run([row], args.seed + number - row, [row])
     if film is None:
         failures.note(scenario.scene, ValueError(scenario.error))

@@ -183,7 +183,7 @@ def rollout(
     if batch < 1 or (steps is not None and steps < 1) or seed < 0:
         raise ValueError(f"found --batch {batch}, --horizon {steps}, --seed {seed}: wanted batch and horizon >= 1, seed >= 0")
     began, rows, films = perf_counter(), [], {}
-    drive = Batches(policy, world, scenes, scenes.sizes(), steps, terminate_on, tell)
+    drive = Batches(policy, world, scenes, scenes.sizes(readable=True), steps, terminate_on, tell)
     for first in range(0, len(scenes), batch):
         numbers = list(range(first, min(first + batch, len(scenes))))
         for scenario, kept in drive.run(numbers, seed, range(film)):

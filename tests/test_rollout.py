@@ -18,7 +18,7 @@ from worldloop.agents.policy import POLICIES, load_policy
 from worldloop.agents.rollout import STEPS_WITHOUT_LOG, Scenario, open_scenes, rollout
 from worldloop.agents.rules import ConstantPolicy, IdmPolicy, ReplayPolicy
 from worldloop.worldmodel.data.shards import SceneDataset
-from worldloop.worldmodel.data.writing import ShardWriter
+from worldloop.worldmodel.data.writing import SCENES_PER_SHARD, ShardWriter
 from worldloop.worldmodel.dynamics import Motion
 from worldloop.worldmodel.scene import HISTORY_STEPS, Scene
 from worldloop.worldmodel.uncertainty import Calibration
@@ -122,6 +122,22 @@ def test_a_damaged_scene_fails_alone(tmp_path: Path) -> None:
     run = rollout(IdmPolicy(), ReplayWorld(), roads, steps=5)
     assert [row.error is None for row in run.scenarios] == [True, False, True, True]
     assert "damaged" in (run.scenarios[1].error or "")
+
+
+def test_the_scenes_of_a_truncated_shard_fail_alone(tmp_path: Path) -> None:
+    """The second shard, of the two scenes that the first one has no room for, breaks off; so does the whole first one, then."""
+    road = straight_road("hand/0", steps=14)
+    many = [replace(road, id=(f"hand/{number}",)) for number in range(SCENES_PER_SHARD + 2)]
+    data_set(tmp_path / "roads", *many)
+    shards = sorted((tmp_path / "roads").glob("*.safetensors"))
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    last = SceneDataset(tmp_path / "roads").subset("hand/12*")  # hand/12, and 120 to 129 of which 128 and 129 are lost
+    run = rollout(ConstantPolicy(), ReplayWorld(), last, steps=2)
+    assert [row.scene for row in run.scenarios if row.error is not None] == ["hand/128", "hand/129"]
+    assert all("shard-00001.safetensors: cannot be read" in (row.error or "") for row in run.scenarios[-2:])
+    shards[0].write_bytes(b"")
+    run = rollout(ConstantPolicy(), ReplayWorld(), SceneDataset(tmp_path / "roads").subset("hand/12*"), steps=2)
+    assert run.summary()["failed"] == len(run.scenarios) == 11
 
 
 def test_a_scene_that_breaks_the_contract_fails_alone(tmp_path: Path) -> None:

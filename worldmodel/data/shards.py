@@ -161,22 +161,31 @@ class SceneDataset(ShardFolder):
         """Yield every scene as a batch of one."""
         yield from map(self._read, range(len(self)))
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, *, readable: bool = False) -> dict[str, int]:
         """Return the largest size of every dimension (but B) over all scenes, from the shards' headers alone.
 
         Raises:
-            DataError: a shard is damaged.
+            DataError: a shard is damaged; but not where only `readable` scenes count, as the others fail when they are loaded.
         """
         largest: dict[str, int] = {}
         for entry in self.entries:
-            for field in ("position", "polyline", "lane_link", "signal_state", "route"):
-                shape, wanted = self._stored(entry, field, "get_slice").get_shape(), LAYOUT[field][0][1:]
-                if len(shape) != len(wanted):
-                    raise self._damage(entry, f"has {field} of shape {tuple(shape)}, wanted ({', '.join(map(str, wanted))})")
-                for letter, size in zip(wanted, shape, strict=True):
-                    if isinstance(letter, str):
-                        largest[letter] = max(largest.get(letter, 0), size)
+            try:
+                found = self._sizes_of(entry)
+            except DataError:
+                if readable:
+                    continue
+                raise
+            largest |= {letter: max(largest.get(letter, 0), size) for letter, size in found.items()}
         return largest
+
+    def _sizes_of(self, entry: dict[str, Any]) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for field in ("position", "polyline", "lane_link", "signal_state", "route"):
+            shape, wanted = self._stored(entry, field, "get_slice").get_shape(), LAYOUT[field][0][1:]
+            if len(shape) != len(wanted):
+                raise self._damage(entry, f"has {field} of shape {tuple(shape)}, wanted ({', '.join(map(str, wanted))})")
+            sizes |= {letter: size for letter, size in zip(wanted, shape, strict=True) if isinstance(letter, str)}
+        return sizes
 
     def load(self, which: Sequence[int | str] | int | str, *, validate: bool = True) -> Scene:
         """Return scenes by number or id as one batch in that order, padded to the largest; repeats are allowed.
