@@ -218,6 +218,8 @@ def run_generate(args: Generate) -> None:
     """Generate in parallel with a progress bar."""
     if args.scenes < 1 or args.workers < 0:
         raise ValueError(f"found --scenes {args.scenes} and --workers {args.workers}, wanted at least 1 scene and 0 workers")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: wanted 0 or more")
     if args.config and args.templates:
         raise ValueError("found both --config and --templates, wanted one of them")
     sources = (str(args.config),) if args.config else args.templates or TEMPLATES

@@ -109,6 +109,8 @@ def run_rollout(args: Rollout) -> int:
 
 
 def _run(command: str, args: Rollout) -> int:
+    if args.films < 0:
+        raise ValueError(f"--films {args.films}: wanted 0 or more")
     out = args.out or dated_folder(command)
     require_free(out)
     policy, world, scenes = load_policy(args.policy), _open_world(args), open_scenes(args.scenes)

@@ -29,7 +29,7 @@ from torch.distributions import Normal
 from ..envs.vector import DriveVectorEnv
 from ..renderers.curves import plot_lines
 from ..worldmodel.checkpoint import read_checkpoint, write_checkpoint
-from ..worldmodel.run import Run, dated_folder, read_metrics, resume_run, seeded_generator, start_run
+from ..worldmodel.run import Run, dated_folder, read_metrics, require_new, resume_run, seeded_generator, start_run
 from .crew import open_named_world
 from .network import TERMINATE_ON, DriverNetwork, as_tensors, open_training, score
 
@@ -234,11 +234,13 @@ def run_ppo(args: Ppo) -> int:
         raise ValueError("wanted --steps, --envs, --rollout-steps, --horizon, --epochs, --minibatches, --evaluate-every >= 1")
     if args.resume and args.out is None:
         raise ValueError("--resume: wanted --out, the folder of the training to go on with")
+    out = args.out or dated_folder("train ppo")
+    require_new(out, args.resume)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     scenes, held = open_training(args.scenes, args.validation, args.evaluate_scenes)
     network = DriverNetwork() if args.start_from is None else DriverNetwork.from_pretrained(args.start_from)
-    trainer, out = Trainer(args, network), args.out or dated_folder("train ppo")
+    trainer = Trainer(args, network)
     arguments = {name: value for name, value in asdict(args).items() if name != "resume"}
     if args.resume:
         trainer.load(out)

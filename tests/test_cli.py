@@ -240,6 +240,27 @@ def test_train_refuses_missing_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere: does not exist" in message
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("behavior", "--data", "{roads}", "--validation", "{roads}"),
+        ("ppo", "--scenes", "{roads}", "--validation", "{roads}", "--start-from", "nowhere"),
+    ],
+)
+def test_resuming_nothing_is_refused_before_anything_else(
+    place: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """What is asked for could not be trained anyway: but that costs time to find out."""
+    given = [word.format(roads=place / "roads") for word in words]
+    assert "no run to resume" in refused(capsys, "train", *given, "--out", "gone", "--resume")
+
+
+def test_numbers_below_zero_are_named_as_they_were_given(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--seed -2: wanted 0 or more" in refused(capsys, "data", "generate", "made", "--seed", "-2")
+    words = ["rollout", "--world", "replay", "--scenes", f"{place / 'roads'}", "--horizon", "2", "--films", "-1"]
+    assert "--films -1: wanted 0 or more" in refused(capsys, *words)
+
+
 def test_sumo_absent(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that cannot be imported stand before the real ones, for the worker processes too."""
     Path("absent").mkdir()

@@ -87,9 +87,7 @@ def resume_run(
         FileNotFoundError: there is no `run.json` in the folder.
         ValueError: another argument differs, or what stands under the name of an input.
     """
-    path = folder / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
+    path = _require_run(folder)
     record = json.loads(path.read_text())
     arguments = json.loads(json.dumps(dict(arguments), default=str))  # as they stand in the record
     for name, value in record["arguments"].items():
@@ -108,6 +106,14 @@ def resume_run(
     return Run(folder, record)
 
 
+def _require_run(folder: Path) -> Path:
+    """Return the record of the run in `folder`, which has to be there."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, so there is no run to resume: start one without resuming")
+    return path
+
+
 def require_same_inputs(path: Path, record: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Raise ValueError if the run of this record (of `path`) read something else by the name of one of the `inputs`.
 
@@ -122,12 +128,13 @@ def require_same_inputs(path: Path, record: Mapping[str, Any], inputs: Mapping[s
 
 
 def require_new(folder: Path, resume: bool) -> None:
-    """Refuse the folder of a training that is not to be gone on with, if it is taken.
+    """Refuse, before anything costly is done, a new training in a folder that is taken, and to resume one where there is none.
 
     Raises:
-        FileExistsError: it holds a training already, or anything else.
+        FileExistsError: it holds a training already, or anything else. FileNotFoundError: there is no run to resume.
     """
     if resume:
+        _require_run(folder)
         return
     if (folder / "run.json").is_file():
         raise FileExistsError(f"{folder}: holds a training already: go on with it by --resume, or name another place")
