@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -78,7 +81,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; return the exit code: 0 well, 1 some scenarios failed, 2 an error that the user can mend."""
+    """Run one command line; return the exit code: 0 well, 1 some scenarios failed, 2 a user's error, 130 or 143 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(stderr=True, highlight=False)
     try:
@@ -91,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = COMMANDS[name]
         args_type, function = command.load()
         args = tyro.cli(args_type, prog=f"worldloop {name}", args=words[len(name.split()) :])
-        result = _ended(function, args)
+        with _terminable():
+            result = _ended(function, args)
         if isinstance(result, Path):
             print(result)
         return result if isinstance(result, int) else 0
@@ -101,9 +105,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("[bold red]error:[/] ", end="")
         console.print(describe_error(error), markup=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         console.print("interrupted", markup=False)
-        return 130
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a SIGTERM, which by itself leaves everything lying about, end a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # no other one may handle signals
+        yield
+        return
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ended(function: Callable[..., int | Path | None], args: object) -> int | Path | None:

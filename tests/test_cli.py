@@ -6,8 +6,10 @@ import csv
 import gzip
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,33 @@ def test_interrupting_the_film_keeps_the_rows(
     shown = capsys.readouterr()
     assert "seed 0: 1 scenario, 0 failed" in shown.out
     assert "interrupted" in shown.err
+
+
+SLEEPY = """
+import pathlib, time, torch
+
+class Own:
+    def act(self, observation, state):
+        pathlib.Path("driving").touch()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_nothing_behind(place: Path, number: signal.Signals, code: int) -> None:
+    Path("sleepy.py").write_text(SLEEPY)
+    start = "import sys; from worldloop.agents.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["rollout", "--policy", "sleepy:Own", "--world", "replay", "--scenes", f"{place / 'roads'}", "--out", "mine"]
+    with subprocess.Popen([sys.executable, "-c", start, *words], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not Path("driving").exists():
+            time.sleep(0.05)
+        assert Path("mine.partial").exists()
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read().endswith("interrupted\n")
+    assert process.returncode == code
+    assert not Path("mine.partial").exists()
+    assert not Path("mine").exists()
 
 
 def test_scenes_that_cannot_start_do_not_stop_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
