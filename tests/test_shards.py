@@ -115,6 +115,8 @@ def test_a_kill_while_overwriting_loses_neither_the_old_set_nor_the_new(written:
     monkeypatch.setattr(os, "replace", replace)
     assert not written.exists()
     assert SceneDataset(writer.partial).ids == ("hand/new",)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    (writer.partial / writer.mark).rename(writer.partial / f"writer-{gone.stdout.strip()}")
     again = ShardWriter(written)
     with pytest.raises(DataError, match="exists already"):
         again.__enter__()
@@ -267,6 +269,24 @@ def test_a_killed_import_starts_anew(tmp_path: Path):
         writer.add(several_roads(2))
     assert "interrupted" in writer.notices[0]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(SceneDataset(tmp_path / "set")) == 2
+
+
+def test_two_imports_to_one_place_do_not_mix(tmp_path: Path):
+    command = [sys.executable, "-c", WRITE_FOREVER, str(tmp_path / "set"), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        told = f"set.partial: process {process.pid} is writing it: wait for it or name another place"
+        with pytest.raises(FileExistsError, match=told), ShardWriter(tmp_path / "set"):
+            pass
+        assert (tmp_path / "set.partial" / "shard-00000.safetensors").exists()
+        process.kill()
+    with ShardWriter(tmp_path / "set") as writer:
+        writer.add(several_roads(2))
+        with pytest.raises(FileExistsError, match="is writing it"), ShardWriter(tmp_path / "set", overwrite=True):
+            pass
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["index.json", "shard-00000.safetensors"]
     assert len(SceneDataset(tmp_path / "set")) == 2
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import write_json, write_text
+from .partial import require_abandoned
 
 if TYPE_CHECKING:
     import torch
@@ -190,22 +191,10 @@ def _clear(partial: Path) -> None:
         return
     record = partial / "run.json"
     if record.is_file():
-        process = int(json.loads(record.read_text())["process"])
-        if _is_alive(process):
-            raise FileExistsError(f"{partial}: process {process} is writing it: wait for it or name another place")
+        require_abandoned(partial, int(json.loads(record.read_text())["process"]))
     elif not partial.is_dir() or any(partial.iterdir()):
         raise FileExistsError(f"{partial}: is in the way and no run has left it: move it or name another place")
     shutil.rmtree(partial)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
 
 
 def dated_folder(command: str) -> Path:

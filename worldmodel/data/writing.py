@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..partial import require_abandoned
 from ..scene import HISTORY_STEPS, LAYOUT, Scene
 from .shards import SHARD_NAME, DataError, SceneDataset, ShardFolder, checksum
 
 SCENES_PER_SHARD = 128
+MARK_NAME = re.compile(r"writer-\d+")
 
 
 def trim(scene: Scene) -> Scene:
@@ -60,6 +63,7 @@ class FolderWriter:
         self.path = Path(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.former = self.path.with_name(self.path.name + ".former")
+        self.mark = f"writer-{os.getpid()}"  # a file that says in the partial folder whose it is
         self.overwrite = overwrite
         self.notices: list[str] = []
         self.header: dict[str, Any] = {}
@@ -73,7 +77,12 @@ class FolderWriter:
 
         Raises:
             DataError: the destination exists and may not be overwritten, or something foreign is in the way.
+            FileExistsError: another process, or another writer of this one, is writing there.
         """
+        if self.partial.exists():
+            _require_ours(self.partial)
+            for mark in self.partial.glob("writer-*"):
+                require_abandoned(self.partial, int(mark.name.removeprefix("writer-")))
         if self.former.exists():  # a kill came between the two renames of an overwriting import
             _require_ours(self.former)
             if not self.path.exists():
@@ -86,10 +95,10 @@ class FolderWriter:
                 raise DataError(f"{self.path}: exists already: choose another destination or overwrite it (--overwrite)")
             _require_ours(self.path)
         if self.partial.exists():
-            _require_ours(self.partial)
             shutil.rmtree(self.partial)
             self.notices.append(f"{self.partial}: removed what an interrupted import had left; starting anew")
         self.partial.mkdir(parents=True)
+        (self.partial / self.mark).touch()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -98,7 +107,7 @@ class FolderWriter:
             if kind is None:
                 self._finish()
         finally:
-            if self.partial.exists():
+            if (self.partial / self.mark).exists():
                 shutil.rmtree(self.partial)
 
     def _add(self, id: str, source: str, crc32: int, tensors: dict[str, Tensor], more: dict[str, Any]) -> None:
@@ -135,6 +144,7 @@ class FolderWriter:
                 raise DataError(f"{self.path}: was made by someone else meanwhile: choose another destination")
             os.replace(self.path, self.former)
         os.replace(self.partial, self.path)
+        (self.path / self.mark).unlink()  # only now, so that at no time the partial folder is nobody's
         shutil.rmtree(self.former, ignore_errors=True)
 
 
@@ -163,7 +173,7 @@ def _require_ours(folder: Path) -> None:
     """Raise unless `folder` holds nothing but what a writer writes: a foreign folder is never deleted."""
     foreign = None if folder.is_dir() else folder.name
     for entry in folder.iterdir() if foreign is None else ():
-        if entry.name != "index.json" and not SHARD_NAME.fullmatch(entry.name):
+        if entry.name != "index.json" and not SHARD_NAME.fullmatch(entry.name) and not MARK_NAME.fullmatch(entry.name):
             foreign = entry.name
     if foreign is not None:
         raise DataError(f"{folder}: holds {foreign}, which no import wrote, so it is not overwritten: choose another destination")
