@@ -82,9 +82,23 @@ def test_broken_files_are_left_out_where_that_is_asked_for(tmp_path: Path, capsy
     assert "0 left out, 2 files broken" in shown
     assert (tmp_path / "told/broken.csv").read_text().count("\n") == 3
     (source / "007.json.gz").write_bytes(b"broken")
-    with pytest.raises(DataError, match="of 3 files all are broken, the first one: .*006"):
+    with pytest.raises(DataError, match="of 3 files nothing can be used: 3 broken, the first one .*006"):
         import_scenes("pandaset", source, tmp_path / "none", skip_broken=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_an_import_that_leaves_everything_out_says_why(tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source, sequence(steps=5, sequence="007"), "007.json.gz")
+    write(source, sequence(steps=3, sequence="008"), "008.json.gz")
+    reason = "2 left out, the first one .*007.json.gz: 5 steps, wanted at least 11"
+    with pytest.raises(DataError, match=f"of 2 files nothing can be used: {reason}$"):
+        import_scenes("pandaset", source, tmp_path / "set")
+    (source / "009.json.gz").write_bytes(b"broken")
+    with pytest.raises(DataError, match=f"of 3 files nothing can be used: {reason}; 1 broken, the first one .*009"):
+        import_scenes("pandaset", source, tmp_path / "set", skip_broken=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_what_stands_before_a_break_is_kept(tmp_path: Path, monkeypatch):

@@ -146,7 +146,7 @@ def _take(
     """Hand what the files hold to `keep`, each with its file; what is left out goes into `skipped`.
 
     Files that break, or of which `keep` refuses something, go into `broken`; where that is None, an error is raised, and so it is
-    where all broke and nothing could be kept of any.
+    where nothing could be kept of any file.
     """
     total = 0
     for done, file in enumerate(files):
@@ -166,8 +166,10 @@ def _take(
             kept = f" (what was read of it before, {count}, is kept)" if count else ""
             broken.append(Skipped(file.name, " ".join(str(error).split()) + kept))
         total += count
-    if broken and len(broken) == len(files) and not total:
-        raise DataError(f"of {len(files)} files all are broken, the first one: {broken[0].reason}")
+    if not total:
+        told = [f"{len(skipped)} left out, the first one {skipped[0].source}: {skipped[0].reason}"] if skipped else []
+        told += [f"{len(broken)} broken, the first one {broken[0].reason}"] if broken else []
+        raise DataError(f"of {len(files)} files nothing can be used: {'; '.join(told) or 'they are empty'}")
     if progress:
         progress(len(files), len(files), "")
 
