@@ -54,6 +54,16 @@ def test_gymnasiums_checker_finds_nothing_to_warn_about(observation, action):
         check_env(env.unwrapped)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"world": "learned_open", "observation": "image"}])
+def test_gymnasiums_checker_finds_nothing_to_warn_about_in_what_is_shipped(arguments):
+    """The learned world draws the futures of the shipped scenes at random, which the same seed has to repeat."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gymnasium.make("worldloop/Drive-v0", **arguments)
+        check_env(env.unwrapped)
+        env.close()
+
+
 def test_gymnasium_makes_the_vector_environment():
     envs = gymnasium.make_vec(
         "worldloop/Drive-v0", num_envs=2, vectorization_mode="vector_entry_point", scenes=several_roads(), world="replay"
