@@ -29,6 +29,7 @@ from worldloop.worldmodel.camera import (
 from worldloop.worldmodel.camera_windows import Window, roll
 from worldloop.worldmodel.data.clips import ClipDataset, ClipWriter
 from worldloop.worldmodel.frame_readers import LAGS, READ_FRAMES, ActionReader, frechet_distance, sharpness, train_reader
+from worldloop.worldmodel.lineage import write_stages
 from worldloop.worldmodel.perspective import LAYOUT_CHANNELS
 from worldloop.worldmodel.train_camera import Args, drop, main, things
 
@@ -239,6 +240,7 @@ def test_training_refuses_what_does_not_fit(clips: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="no clip has 16 frames, the longest has 7"):
         main(replace(args(clips, tmp_path / "d"), data=(str(tmp_path / "short"),)))
     tiny().save_pretrained(tmp_path / "model")
+    write_stages(tmp_path / "model", [], {"data": ["elsewhere"], "validation": []})
     with ClipWriter(tmp_path / "swapped") as writer:
         writer.add(replace(moving_square("swapped/0"), action_names=("throttle", "steering")))
     with ClipWriter(tmp_path / "swapped_held") as writer:
@@ -248,8 +250,16 @@ def test_training_refuses_what_does_not_fit(clips: Path, tmp_path: Path) -> None
         main(replace(swapped, validation=(str(tmp_path / "swapped_held"),)))
 
 
+def test_a_camera_that_does_not_say_what_it_was_trained_on_is_no_start(clips: Path, tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "mute")
+    with pytest.raises(ValueError, match=r"mute: holds no training\.json, so nobody can say what it was trained on"):
+        main(replace(args(clips, tmp_path / "run", model={}), start_from=tmp_path / "mute"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_camera_with_layouts_goes_on_to_learn_from_clips_without(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path / "model")
+    write_stages(tmp_path / "model", [], {"data": ["elsewhere"], "validation": []})
     for name in ("train", "held"):
         with ClipWriter(tmp_path / name) as writer:
             writer.add(moving_square(f"{name}/0", layouts=False))

@@ -152,7 +152,7 @@ def test_summary_by_hand() -> None:
     def row(scene, intervention, agreeing, affected, collisions, followers):
         found = dict.fromkeys((*COUNTS, *(name for pair in FIGURES.values() for name in pair)), 0.0)
         found |= {"agreeing": agreeing, "affected": affected, "collisions": collisions, "followers": followers}
-        return {"scene": scene, "intervention": intervention, "world": "learned"} | found
+        return {"scene": scene, "recording": "ab".index(scene[0]), "intervention": intervention, "world": "learned"} | found
 
     rows = [
         row("a", KEEP, 0, 0, 1, 1),
@@ -168,6 +168,10 @@ def test_summary_by_hand() -> None:
     assert found["all"]["sign_agreement"] == pytest.approx(2 / 5)
     assert found["all"]["follower_collision_rate"] == pytest.approx(0.25)
     assert (found["all"]["scenes"], found["all"]["cases"], found["all"]["affected"]) == (2, 3, 5)
+    twins = {of["intervention"]: of for of in summarise([*rows, *(row | {"scene": row["scene"] + "2"} for row in rows)], 0)}
+    for name in ("sign_agreement", "sign_agreement_low", "sign_agreement_high"):
+        assert twins["stop"][name] == pytest.approx(found["stop"][name]), "another ego of the same moments says nothing new"
+    assert (twins["stop"]["scenes"], twins["stop"]["recordings"]) == (4, 2)
 
 
 def test_a_run_on_scenes_without_a_recipe(tmp_path) -> None:

@@ -88,7 +88,7 @@ def test_measures_and_rewards_are_each_ones_own():
 
 def test_what_any_driver_does_is_answered_by_the_others():
     """The leader answers the neighbour that brakes beside it, and it does not matter whether that one is the world's ego."""
-    world = LearnedWorld(tiny_model())
+    world = LearnedWorld(tiny_model(), temperature=1.0)  # bold enough that its random weights answer
 
     def leader(controlled: list[int], **actions: np.ndarray) -> torch.Tensor:
         env = make(world=world, controlled=controlled, terminate_on=())
