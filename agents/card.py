@@ -203,7 +203,7 @@ def _check_fit(
         raise ValueError(f"{folder}: the weights know some of its scenes from their training: take others")
     if held_out is None and command == "fidelity":
         return
-    held_out = held_out or stages[-1]["arguments"]["validation"]
+    wanted: Sequence[str] = held_out or stages[-1]["arguments"]["validation"]
     for source in map(without_folders, asked):
-        if source not in held_out:
-            raise ValueError(f"{folder}: scored {source}, wanted scenes that the training held out: {', '.join(held_out)}")
+        if source not in wanted:
+            raise ValueError(f"{folder}: scored {source}, wanted scenes that the training held out: {', '.join(wanted)}")
