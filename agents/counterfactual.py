@@ -4,7 +4,8 @@ From the present of every scene the ego is made to do something else than in its
 in the learned world and in SUMO. What an agent then does differently is held against the branch in which the ego keeps its
 course, with the same random keys. SUMO has no chance in it: the kept branch is driven twice, and a difference is an error. Yet
 some decisions in it (who goes first) hang on centimetres; an agent that changes as soon as the ego drives half a metre ahead of
-its course answers no intervention and is counted as unsteady instead. Figures, each pooled over scenes:
+its course answers no intervention and is counted as unsteady instead. Signals are those of the log in both worlds. Figures, each
+pooled over scenes:
 
 - sign agreement: the share of the agents affected in SUMO that go slower, the same way, or faster in the learned world as in SUMO
   (by their travelled distance; in the learned world the mean over the futures);

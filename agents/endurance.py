@@ -1,7 +1,7 @@
 """`worldloop endurance`: whether a world still drives like at the start when it has run for a minute.
 
-Everyone is driven by the world, the ego too, with open borders (`worldmodel/borders.py`) and, beside it, closed ones. Figures of
-the first ten seconds are held against those of the last ten:
+Everyone is driven by the world, the ego too, with open borders (`worldmodel/borders.py`) and, beside it, closed ones. Signals
+follow the log as far as it goes. Figures of the first ten seconds are held against those of the last ten:
 
 - density: road users within 15 m of what the map or the log knows, for each scene;
 - speed: the mean, quartiles, and the distance between both distributions, Wasserstein's of order 1 (the area between the
