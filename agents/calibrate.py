@@ -277,8 +277,11 @@ def run_calibrate(args: Calibrate) -> int:
     else:
         world = LearnedWorld.from_pretrained(folder, args.temperature, args.epsilon)
     checksum = weights_checksum(folder)
-    if args.into is not None and (not args.fit or weights_checksum(args.into) != checksum):
-        raise ValueError(f"--into {args.into}: wanted --fit, and a folder that holds the weights of {folder}")
+    holds = args.into is not None and (args.into / "model.safetensors").is_file()
+    if args.into is not None and (not args.fit or not holds or weights_checksum(args.into) != checksum):
+        raise ValueError(
+            f"--into {args.into}: wanted --fit, and a folder that holds the weights of {folder}: copy them there first"
+        )
     fit, check = _scenes(args.fit, args.limit), _scenes(args.scenes, args.limit)
     _require_apart(fit, check)
     stages = read_stages(folder)

@@ -102,7 +102,7 @@ class Card:
     """Finished run folder of `worldloop train behavior`, or a folder of weights that say what they were trained on
     (training.json), such as those that are shipped."""
     fidelity: Annotated[Path, Positional, arg(metavar="FIDELITY")]
-    """Run folder of `worldloop fidelity` with these weights."""
+    """Run folder of `worldloop fidelity` with these weights on all scenes that the training held out (its --validation)."""
     beside: Annotated[tuple[Path, ...], arg(name="with")] = ()
     """Run folders of counterfactual, endurance and calibrate (with --scenes) with these weights, and of fidelity on scenes of no
     training, for tables of their own."""

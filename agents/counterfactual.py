@@ -332,10 +332,13 @@ def summarise(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _ratio(name: str, above: Tensor, below: Tensor, drawn: Tensor) -> Row:
-    """A ratio of sums over scenes (N,) and the ends of its interval from resamples (R, N); None where nothing counts."""
+    """A ratio of sums over recordings (N,) and the ends of its interval from resamples (R, N).
+
+    None where nothing counts; no interval where one recording counts alone, which says nothing of others.
+    """
     if below.sum() == 0:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    low, high = interval(above[drawn].sum(1) / below[drawn].sum(1))
+    low, high = interval(above[drawn].sum(1) / below[drawn].sum(1)) if (below > 0).sum() > 1 else (None, None)
     return {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
 
 
@@ -388,7 +391,7 @@ def _print_tables(results: Mapping[str, Any], out: Path) -> None:
     for name, reasons in results["left_out"].items():
         for why, count in reasons.items():
             console.print(f"{name.replace('_', ' ')} left out in {counted(count, 'scene')}: {why}", markup=False)
-    console.print(f"in brackets: 95 % interval over scenes. Run record: {out}", markup=False, soft_wrap=True)
+    console.print(f"in brackets: 95 % interval over recordings. Run record: {out}", markup=False, soft_wrap=True)
 
 
 def _cell(row: Row, name: str) -> str:

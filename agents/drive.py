@@ -54,8 +54,9 @@ class Rollout:
     """
 
     policy: str = "idm"
-    """Who drives: random, constant, replay, idm, or your own as module:attribute, an object or class with
-    act(observation, state) that returns accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
+    """Who drives: idm, pdm, replay, constant, random or another shipped driver (the README lists them), a trained one by its
+    folder (RUN/model), or your own as module:attribute, an object or class with act(observation, state) that returns
+    accelerations in m/s2 and curvatures in 1/m (the README shows one)."""
     world: str = "learned"
     """Who moves the others: learned, learned_open (the same, road users leave and enter: for minutes), replay (the log),
     constant_velocity, idm (rules), or sumo (generated scenes only)."""

@@ -351,7 +351,9 @@ def chosen_action(policy: Policy, observation: Any, env: DriveVectorEnv) -> torc
         ValueError: the shape is another one, or the policy's own code is at fault.
     """
     try:
-        tensor = torch.as_tensor(policy.act(observation, env.state))
+        if (answer := policy.act(observation, env.state)) is None:
+            raise ValueError(f"the policy returned None, wanted actions of shape ({env.num_envs}, 2), one a scene")
+        tensor = torch.as_tensor(answer)
     except (Exception, SystemExit) as error:  # a user's code may raise anything, which fails its scenario and not the rollout
         told = str(error) if isinstance(error, ValueError) else f"the policy raised {type(error).__name__}: {error}"
         raise PolicyError(told) from error

@@ -280,6 +280,10 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path: Path) -> None:
         (Calibrate(fit=roads, limit=0), "wanted at least 1 of each"),
         (Calibrate(fit=roads, scenes=roads, weights=tmp_path / "model"), "is in both --fit and --scenes"),
         (Calibrate(scenes=roads, weights=tmp_path / "model", into=tmp_path / "model"), "wanted --fit, and a folder"),
+        (
+            Calibrate(fit=roads, weights=tmp_path / "model", into=tmp_path / "nowhere"),
+            "nowhere: wanted --fit, .*: copy them there first",
+        ),
         (Calibrate(fit=roads, weights=tmp_path / "model", horizon=3, out=tmp_path / "run"), "none of the 2 scenes shows"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -168,6 +168,7 @@ def test_summary_by_hand() -> None:
     assert found["all"]["sign_agreement"] == pytest.approx(2 / 5)
     assert found["all"]["follower_collision_rate"] == pytest.approx(0.25)
     assert (found["all"]["scenes"], found["all"]["cases"], found["all"]["affected"]) == (2, 3, 5)
+    assert found["swerve"]["sign_agreement_low"] is None, "one recording alone has no interval"
     twins = {of["intervention"]: of for of in summarise([*rows, *(row | {"scene": row["scene"] + "2"} for row in rows)], 0)}
     for name in ("sign_agreement", "sign_agreement_low", "sign_agreement_high"):
         assert twins["stop"][name] == pytest.approx(found["stop"][name]), "another ego of the same moments says nothing new"

@@ -192,6 +192,15 @@ def test_wrong_shape_of_actions_is_named(roads: SceneDataset) -> None:
     assert all("shape (2,), wanted (1, 2)" in (row.error or "") for row in run.scenarios)
 
 
+def test_a_policy_that_forgets_to_return_is_told_so(roads: SceneDataset) -> None:
+    class Forgets:
+        def act(self, observation: Any, state: State) -> None:
+            pass
+
+    run = rollout(Forgets(), ReplayWorld(), roads, steps=5)  # pyright: ignore[reportArgumentType]
+    assert all((row.error or "").startswith("the policy returned None, wanted actions of shape (1, 2)") for row in run.scenarios)
+
+
 def test_arguments_out_of_range(roads: SceneDataset) -> None:
     for wrong in ({"batch": 0}, {"steps": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match="wanted batch and horizon >= 1"):

@@ -6,6 +6,7 @@ import torch
 from models import tiny_model
 from safetensors.torch import load_file
 from scenes import CONE, EGO, moved, straight_road, uneven
+from worldloop.worldmodel.checkpoint import use_bfloat16
 from worldloop.worldmodel.data.shards import SceneDataset
 from worldloop.worldmodel.data.writing import ShardWriter
 from worldloop.worldmodel.lineage import read_stages
@@ -166,7 +167,7 @@ def test_an_unknown_size_and_a_missing_checkpoint_are_named(args):
 
 def test_a_training_killed_before_its_first_checkpoint_begins_again(args, tmp_path):
     whole = main(args)
-    killed = replace(args, out=tmp_path / "killed")
+    killed = replace(args, out=tmp_path / "killed", bfloat16=use_bfloat16(None))
     start_run(killed.out, "train behavior", json.loads(json.dumps(asdict(killed), default=str)), 0)
     again = main(replace(killed, resume=True))
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

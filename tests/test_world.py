@@ -304,6 +304,12 @@ def test_a_state_file_of_another_kind_is_refused(tmp_path):
         load_state(path)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match="wanted temperature > 0 and 0 <= epsilon < 1"):
+        LearnedWorld(tiny_model(), temperature=temperature)
+
+
 def test_shipped_weights_have_names(tmp_path, monkeypatch):
     """None and the sizes name what the package brings; a folder of such a name in the working directory goes first."""
     monkeypatch.chdir(tmp_path)

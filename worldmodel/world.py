@@ -234,7 +234,7 @@ class LearnedWorld:
     ):
         from .uncertainty import Calibration  # what it computes is no part of the loop
 
-        if temperature <= 0 or not 0 <= epsilon < 1:
+        if not 0 < temperature < float("inf") or not 0 <= epsilon < 1:
             raise ValueError(
                 f"found temperature {temperature} and epsilon {epsilon}, wanted temperature > 0 and 0 <= epsilon < 1"
             )

@@ -112,7 +112,7 @@ def _table(file: Path) -> dict[str, np.ndarray]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(f'{file}: pyarrow cannot be used ({error}): pip install "worldloop[argoverse]"') from error
+        raise ImportError(f'Argoverse 2 needs pyarrow ({error}): pip install "worldloop[argoverse]"') from error
     try:
         with parquet.ParquetFile(file) as source:
             missing = sorted(set(COLUMNS) - set(source.schema_arrow.names))
