@@ -337,7 +337,10 @@ class LearnedWorld:
         chosen = rows.nonzero()[:, 0]
         if len(chosen) == len(state):
             return self._decide(state, early)
-        return state.put(chosen, self._decide(state.take(chosen), early)) if len(chosen) else state
+        few = state.take(chosen)
+        new = self._decide(few, early).memory if len(chosen) else few.memory  # a decision changes nothing else
+        put = lambda name, all_of: all_of if new[name] is few.memory[name] else all_of.index_copy(0, chosen, new[name])  # noqa: E731
+        return replace(state, memory={name: put(name, all_of) for name, all_of in state.memory.items()})
 
     def _decide(self, state: State, early: bool) -> State:
         """Return the state with a new plan for everyone, drawn from what has happened until now.
