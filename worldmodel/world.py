@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .uncertainty import Calibration
 
 TEMPERATURE, EPSILON = 0.8, 0.015
-"""How boldly `LearnedWorld` samples where nothing else is asked for. The temperature is the best of 1, 0.9, 0.8, 0.7 and 0.6 by
-the realism meta-metric on recordings of neither split (README, "How good is the learned world")."""
+"""How boldly `LearnedWorld` samples where nothing else is asked for: the temperature is among the best of 1, 0.9, 0.8, 0.7 and
+0.6 by the realism meta-metric on scenes held out from the training (README, "How good is the learned world")."""
 
 SURPRISE, SOONEST, NOTICED = 1.0, 2, 0.05
 """m/s by which the ego's velocity has to change for the others to decide anew before their decision interval is over; after how
@@ -335,10 +335,10 @@ class LearnedWorld:
     def _decide_where(self, state: State, rows: Tensor, early: bool = False) -> State:
         """Return the state with new plans in those scenes (B,) bool."""
         chosen = rows.nonzero()[:, 0]
-        if len(chosen) == len(state):
-            return self._decide(state, early)
+        if len(chosen) in (0, len(state)):
+            return self._decide(state, early) if len(chosen) else state
         few = state.take(chosen)
-        new = self._decide(few, early).memory if len(chosen) else few.memory  # a decision changes nothing else
+        new = self._decide(few, early).memory  # a decision changes nothing else
         put = lambda name, all_of: all_of if new[name] is few.memory[name] else all_of.index_copy(0, chosen, new[name])  # noqa: E731
         return replace(state, memory={name: put(name, all_of) for name, all_of in state.memory.items()})
 
